@@ -1,0 +1,62 @@
+"""Estimates with their errors, and intervals over seeds."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from companion.checks import real, require
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error over ``count`` independent draws. Prints rounded by its error."""
+
+    value: float
+    error: float
+    count: int
+
+    def sigmas(self, exact: float) -> float:
+        """How many standard errors the estimate lies above ``exact``."""
+        if self.error == 0:
+            return 0.0 if self.value == exact else math.copysign(math.inf, self.value - exact)
+        return (self.value - exact) / self.error
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The two-sided Student interval for the mean, at ``level`` in (0, 1)."""
+        require(0 < level < 1, "level", "lie in (0, 1)", level, "0.95 is the book's")
+        half = self.error * float(stats.t.ppf((1 + level) / 2, self.count - 1))
+        return self.value - half, self.value + half
+
+    @property
+    def decimals(self) -> int:
+        """Decimals that leave the standard error two digits: what a printed value can honestly show."""
+        return 6 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
+
+    @property
+    def rounded(self) -> float:
+        """The value to ``decimals``: equal on machines that agree to a small part of the error."""
+        return round(self.value, self.decimals)
+
+    def __str__(self) -> str:
+        return f"{self.value:.{self.decimals}f} ± {self.error:.{self.decimals}f}"
+
+
+def estimate(samples: ArrayLike) -> Estimate:
+    """The mean of independent ``samples`` [draw] and its standard error.
+
+    Raises:
+        ValueError: fewer than two samples, or one that is not finite.
+    """
+    array = real("samples", samples)
+    require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more", array.shape, "draw more")
+    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))), len(array))
+
+
+def log_log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:
+    """The slope of log y against log x by least squares, one fit per run: x [point], y [run, point], positive."""
+    log_x, log_y = np.log(real("x", x)), np.log(real("y", y))
+    centred = log_x - log_x.mean()
+    return estimate(log_y @ centred / (centred @ centred))

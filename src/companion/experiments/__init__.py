@@ -1,0 +1,1 @@
+"""Whole experiments: fleets of runs, drawn, trained and scored."""

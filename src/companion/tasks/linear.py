@@ -1,0 +1,99 @@
+"""Families of linear-regression tasks with Gaussian inputs, drawn from groups."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from companion.checks import Array, at_least, real, require
+from companion.theory.gaussian import check_covariance, excess_risk, minimiser_maml, minimiser_nal, q_matrix
+from companion.theory.landscape import Mixture
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFamily:
+    """Tasks in groups: x ~ N(0, covariance), w* ~ N(centre, (variance/d) I), y = x.w* + z, z ~ N(0, noise^2).
+
+    Args:
+        covariances: [group, d, d], of the inputs.
+        centres: [group, d], of the optima.
+        variances: [group], E|w* - centre|^2, >= 0.
+        weights: [group], non-negative, normalised inside: the probability of each group.
+        noise: standard deviation of the labels' noise, >= 0.
+
+    Raises:
+        ValueError: shapes that do not match, a covariance that is none, a negative variance or weight.
+    """
+
+    covariances: Array
+    centres: Array
+    variances: Array
+    weights: Array
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        shape = check_covariance("covariances", self.covariances).shape
+        require(len(shape) == 3, "covariances.shape", "be [group, d, d]", shape, "stack one matrix per group")
+        variances = at_least("variances", self.variances, 0, "a variance is not negative")
+        weights = at_least("weights", self.weights, 0, "a probability is not negative")
+        for name, array, want in (
+            ("centres", real("centres", self.centres), shape[:2]),
+            ("variances", variances, shape[:1]),
+            ("weights", weights, shape[:1]),
+        ):
+            require(array.shape == want, f"{name}.shape", f"be {want}", array.shape, "give one entry per group")
+        require(weights.sum() > 0, "weights", "have a positive sum", weights, "give some group a weight")
+        at_least("noise", self.noise, 0, "noise is a standard deviation")
+
+    @classmethod
+    def from_mixture(cls, mixture: Mixture) -> Self:
+        """The easy and the hard group of ``mixture`` (a scalar one): centres R e_1 and 0."""
+        require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays", "build one family per mixture")
+        d, p = int(np.asarray(mixture.dim)), float(np.asarray(mixture.hard_fraction))
+        centres = np.zeros((2, d))
+        centres[0, 0] = float(np.asarray(mixture.distance))
+        return cls(
+            np.stack([np.asarray(rho) * np.eye(d) for rho in (mixture.rho_easy, mixture.rho_hard)]),
+            centres,
+            np.asarray([mixture.var_easy, mixture.var_hard], dtype=float),
+            np.asarray([1 - p, p]),
+            float(np.asarray(mixture.noise)),
+        )
+
+    @cached_property
+    def _roots(self) -> Array:
+        """Symmetric square roots of the covariances."""
+        values, vectors = np.linalg.eigh(self.covariances)
+        return (vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ vectors.swapaxes(-1, -2)
+
+    def draw_tasks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Group indices, ``shape``, and optima, [*shape, d]."""
+        p = self.weights / self.weights.sum()
+        group = np.searchsorted(p.cumsum(), rng.random(shape), side="right").clip(max=len(p) - 1)
+        d = self.centres.shape[1]
+        spread = np.sqrt(self.variances / d)[group][..., None]
+        return group, self.centres[group] + spread * rng.standard_normal((*shape, d))
+
+    def draw_samples(self, rng: np.random.Generator, group: Array, optima: Array, samples: int) -> tuple[Array, Array]:
+        """x [*task, sample, d] and y [*task, sample] of the given tasks."""
+        x = rng.standard_normal((*group.shape, samples, optima.shape[-1])) @ self._roots[group]
+        y = (x @ optima[..., None])[..., 0]
+        return x, y + self.noise * rng.standard_normal(y.shape) if self.noise else y
+
+    def minimiser_nal(self) -> Array:
+        """What NAL learns, [d]: the spread within groups averages out."""
+        return minimiser_nal(self.covariances, self.centres, self.weights)
+
+    def minimiser_maml(self, alpha: float, support: float, *, steps: int = 1) -> Array:
+        """What MAML learns, [d]."""
+        return minimiser_maml(self.covariances, self.centres, alpha, support, self.weights, steps=steps)
+
+    def risk(self, w: Array, alpha: float, support: float, *, steps: int = 1) -> Array:
+        """The exact excess risk of w [..., d] after adaptation: that at the centres, plus E tr(Q) variance / 2d."""
+        at_centres = excess_risk(
+            w, self.covariances, self.centres, alpha, support, self.weights, self.noise, steps=steps
+        )
+        q = q_matrix(self.covariances, alpha, support, steps=steps)
+        spread = np.trace(q, axis1=-2, axis2=-1) * self.variances / (2 * q.shape[-1])
+        return at_centres + spread @ (self.weights / self.weights.sum())

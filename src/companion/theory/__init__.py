@@ -1,0 +1,1 @@
+"""The mathematics: derivations in SymPy, and the NumPy functions made from them."""

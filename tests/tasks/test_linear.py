@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from companion.streams import stream
+from companion.tasks.linear import LinearFamily
+
+COVARIANCES = np.array([[[1.0, 0.5], [0.5, 2.0]], [[0.2, 0.0], [0.0, 0.1]]])
+FIELDS = dict(
+    covariances=COVARIANCES, centres=np.array([[1.0, 0.0], [0.0, -2.0]]), variances=np.array([0.5, 3.0]),
+    weights=np.array([1.0, 3.0]), noise=0.7,
+)  # fmt: skip
+
+
+def test_draws_have_the_moments_they_should() -> None:
+    family, rng, n = LinearFamily(**FIELDS), stream(0, "tests"), 200_000
+    group, optima = family.draw_tasks(rng, (n,))
+    x, y = family.draw_samples(rng, group, optima, 2)
+    assert group.mean() == pytest.approx(0.75, abs=0.005)
+    for g in (0, 1):
+        mine = group == g
+        np.testing.assert_allclose(optima[mine].mean(axis=0), family.centres[g], atol=0.02)
+        spread = ((optima[mine] - family.centres[g]) ** 2).sum(axis=1).mean()
+        assert spread == pytest.approx(family.variances[g], rel=0.02)
+        inputs = x[mine].reshape(-1, 2)
+        np.testing.assert_allclose(inputs.T @ inputs / len(inputs), COVARIANCES[g], atol=0.02)
+        residual = y[mine] - np.einsum("nmd,nd->nm", x[mine], optima[mine])
+        assert residual.std() == pytest.approx(0.7, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("covariances must be symmetric", dict(covariances=COVARIANCES + np.triu(np.ones((2, 2)), 1))),
+        (r"covariances.shape must be \[group, d, d\]", dict(covariances=COVARIANCES[0])),
+        ("centres.shape must be", dict(centres=np.zeros((2, 3)))),
+        ("variances must be at least 0", dict(variances=np.array([1.0, -1.0]))),
+        ("weights must be at least 0", dict(weights=np.array([1.0, -1.0]))),
+        ("weights must have a positive sum", dict(weights=np.zeros(2))),
+        ("noise must be at least 0", dict(noise=-0.1)),
+    ],
+)
+def test_bad_input(message: str, fields: dict) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinearFamily(**FIELDS | fields)
