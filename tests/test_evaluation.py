@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from companion.evaluation import Estimate, estimate, log_log_slope
+from companion.evaluation import Estimate, estimate, log_log_slope, ratio
 from companion.streams import stream
 
 
@@ -42,6 +42,18 @@ def test_slope() -> None:
     x = np.array([1.0, 10, 100])
     e = log_log_slope(x, np.stack([3 / x, 5 / x * np.array([1.0, 1.1, 1.0])]))
     assert e.value == pytest.approx(-1)
+
+
+def test_ratio_of_means_and_its_error() -> None:
+    rng = stream(0, "tests/ratio")
+    tops, bottoms = rng.normal(4, 1, (400, 500)), rng.normal(2, 0.5, (400, 500))
+    tops += bottoms  # paired
+    found = [ratio(a, b) for a, b in zip(tops, bottoms, strict=True)]
+    values = np.array([e.value for e in found])
+    assert values.mean() == pytest.approx(3, abs=0.005)
+    assert np.mean([e.error for e in found]) == pytest.approx(values.std(), rel=0.1)
+    with pytest.raises(ValueError, match=r"top.shape must be that of bottom"):
+        ratio([1.0, 2.0], [1.0])
 
 
 @pytest.mark.parametrize("samples", [[1.0], [], [[1.0, 2.0]], [1.0, math.nan]])

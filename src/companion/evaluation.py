@@ -22,7 +22,7 @@ class Estimate:
         """How many standard errors the estimate lies above ``exact``."""
         if self.error == 0:
             return 0.0 if self.value == exact else math.copysign(math.inf, self.value - exact)
-        return (self.value - exact) / self.error
+        return float((self.value - exact) / self.error)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided Student interval for the mean, at ``level`` in (0, 1)."""
@@ -53,6 +53,14 @@ def estimate(samples: ArrayLike) -> Estimate:
     array = real("samples", samples)
     require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more", array.shape, "draw more")
     return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))), len(array))
+
+
+def ratio(top: ArrayLike, bottom: ArrayLike) -> Estimate:
+    """mean(top) / mean(bottom) for paired samples [draw], its error to first order (the delta method)."""
+    a, b = real("top", top), real("bottom", bottom)
+    require(a.shape == b.shape, "top.shape", f"be that of bottom, {b.shape}", a.shape, "pair the samples")
+    value = float(a.mean() / b.mean())
+    return Estimate(value, estimate((a - value * b) / b.mean()).error, len(a))
 
 
 def log_log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:

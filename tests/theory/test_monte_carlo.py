@@ -14,7 +14,7 @@ import pytest
 from companion.evaluation import Estimate, estimate
 from companion.experiments.linear import adapted_risks, draws_needed, monte_carlo
 from companion.streams import stream
-from companion.tasks.linear import LinearFamily
+from companion.tasks.linear import LinearFamily, easy_and_hard
 from companion.theory.landscape import Mixture
 
 TERMS = ("first order", "squared step", "cube", "trace", "distance", "variance", "noise")
@@ -34,19 +34,11 @@ class Setting:
 
     def family(self) -> LinearFamily:
         """Two groups; anisotropic ones have scales from 0.2 to 1.2 in unrelated directions."""
-        rng = stream(self.dim, "tests/covariances")
-        covariances = []
-        for rho in (1.0, 0.2):
-            turn = np.linalg.qr(rng.standard_normal((self.dim, self.dim)))[0]
-            scales = rho * np.linspace(0.2, 1.2, self.dim) if self.anisotropic else np.full(self.dim, rho)
-            matrix = (turn * scales) @ turn.T
-            covariances.append((matrix + matrix.T) / 2)
-        centres = np.zeros((2, self.dim))
-        centres[0] = self.distance / math.sqrt(self.dim)
-        p = self.hard_fraction
-        return LinearFamily(
-            np.stack(covariances), centres, np.array([1.0, 0.5]) * self.variance, np.array([1 - p, p]), self.noise
-        )
+        scales = np.linspace(0.2, 1.2, self.dim) if self.anisotropic else np.ones(self.dim)
+        return easy_and_hard(
+            stream(self.dim, "tests/covariances"), scales, 0.2 * scales, distance=self.distance,
+            var_easy=self.variance, var_hard=self.variance / 2, hard_fraction=self.hard_fraction, noise=self.noise,
+        )  # fmt: skip
 
     @property
     def start(self) -> np.ndarray:

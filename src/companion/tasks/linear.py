@@ -65,10 +65,10 @@ class LinearFamily:
     def _roots(self) -> Array:
         """Symmetric square roots of the covariances."""
         values, vectors = np.linalg.eigh(self.covariances)
-        return (vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ vectors.swapaxes(-1, -2)
+        return np.asarray((vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ vectors.swapaxes(-1, -2))
 
     def draw_tasks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Group indices, ``shape``, and optima, [*shape, d]."""
+        """Group indices, ``shape``, and optima, ``[*shape, d]``."""
         p = self.weights / self.weights.sum()
         group = np.searchsorted(p.cumsum(), rng.random(shape), side="right").clip(max=len(p) - 1)
         d = self.centres.shape[1]
@@ -76,7 +76,7 @@ class LinearFamily:
         return group, self.centres[group] + spread * rng.standard_normal((*shape, d))
 
     def draw_samples(self, rng: np.random.Generator, group: Array, optima: Array, samples: int) -> tuple[Array, Array]:
-        """x [*task, sample, d] and y [*task, sample] of the given tasks."""
+        """x ``[*task, sample, d]`` and y ``[*task, sample]`` of the given tasks."""
         x = rng.standard_normal((*group.shape, samples, optima.shape[-1])) @ self._roots[group]
         y = (x @ optima[..., None])[..., 0]
         return x, y + self.noise * rng.standard_normal(y.shape) if self.noise else y
@@ -96,4 +96,36 @@ class LinearFamily:
         )
         q = q_matrix(self.covariances, alpha, support, steps=steps)
         spread = np.trace(q, axis1=-2, axis2=-1) * self.variances / (2 * q.shape[-1])
-        return at_centres + spread @ (self.weights / self.weights.sum())
+        return np.asarray(at_centres + spread @ (self.weights / self.weights.sum()))
+
+
+def easy_and_hard(
+    rng: np.random.Generator,
+    scales_easy: Array,
+    scales_hard: Array,
+    *,
+    distance: float,
+    var_easy: float,
+    var_hard: float,
+    hard_fraction: float = 0.5,
+    noise: float = 0.0,
+) -> LinearFamily:
+    """An easy and a hard group whose inputs have the given variances [d] along unrelated, random directions.
+
+    The hard centre is 0, the easy one ``distance`` away along (1, ..., 1).
+    """
+    d = len(scales_easy)
+    covariances = []
+    for scales in (scales_easy, scales_hard):
+        turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        covariance = (turn * scales) @ turn.T
+        covariances.append((covariance + covariance.T) / 2)
+    centres = np.zeros((2, d))
+    centres[0] = distance / np.sqrt(d)
+    return LinearFamily(
+        np.stack(covariances),
+        centres,
+        np.array([var_easy, var_hard]),
+        np.array([1 - hard_fraction, hard_fraction]),
+        noise,
+    )

@@ -76,7 +76,7 @@ def _after_one_step(matrix: Array, covariance: Array, alpha: Array, inverse_supp
     shrink = np.eye(covariance.shape[-1]) - alpha * covariance
     spread = covariance @ matrix @ covariance
     spread = spread + np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None] * covariance
-    return shrink @ matrix @ shrink + alpha**2 * inverse_support * spread
+    return np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
 
 
 def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, steps: int) -> Iterator[Array]:
@@ -84,11 +84,11 @@ def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, steps: 
     covariance = check_covariance("covariance", covariance)
     alpha = step_size(alpha)[..., None, None]
     inverse_support = 1 / support_size(support)[..., None, None]
-    steps = step_count(steps)
-    require(steps.ndim == 0, "steps", "be one number", steps, "call once per number of steps")
+    count = step_count(steps)
+    require(count.ndim == 0, "steps", "be one number", steps, "call once per number of steps")
     matrix = covariance
     yield matrix
-    for _ in range(int(steps)):
+    for _ in range(int(count)):
         matrix = _after_one_step(matrix, covariance, alpha, inverse_support)
         yield matrix
 

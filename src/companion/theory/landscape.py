@@ -184,7 +184,8 @@ class Mixture:
         """The risk of ``weight`` without noise, over ``scale``."""
         f, shared = self._fields, self._shared
         easy = shared.easy * (f.var_easy + ((1 - weight) * f.distance) ** 2)
-        return (easy + shared.hard * (f.var_hard + (weight * f.distance) ** 2)) / 2
+        hard = shared.hard * (f.var_hard + (weight * f.distance) ** 2)
+        return np.asarray((easy + hard) / 2)
 
     @cached_property
     def _scaled_gap(self) -> Array:

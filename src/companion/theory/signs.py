@@ -24,7 +24,7 @@ def proved_sign(expression: sp.Expr) -> int:
         ValueError: a factor whose sign this does not show. It is named; the expression may still have a sign.
     """
     sign = 1
-    for part in sp.fraction(sp.together(expression)):
+    for part in sp.fraction(sp.cancel(sp.together(expression))):
         coefficient, factors = sp.factor_list(part)
         if coefficient == 0:
             return 0

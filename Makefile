@@ -1,0 +1,50 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+JOBS   ?= 2
+PORT   ?= 8000
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help book notebooks full test lint unit nbval serve clean
+
+help:                 ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the book needs Python 3.11 or newer: make book PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q --disable-pip-version-check --index-url $(TORCH_INDEX) "$$(grep ^torch== requirements.txt)")
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(READY)        ## execute the chapters that changed, build the HTML, say where it is
+	@$(BIN)/python tools/book.py build --jobs $(JOBS)
+
+notebooks: $(READY)   ## refresh the committed notebooks from the same execution
+	@$(BIN)/python tools/book.py notebooks --jobs $(JOBS)
+
+full: $(READY)        ## the same book at full size (hours on a laptop), under _build/full
+	@$(BIN)/python tools/book.py build --profile full --jobs $(JOBS)
+
+test: book lint unit nbval  ## everything that must hold: lint, types, unit and page tests, nbval
+
+lint: $(READY)        ## style, types, and which room may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+unit: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) tests
+
+nbval: $(READY)       ## re-run the committed notebooks and compare every output
+	@$(BIN)/python tools/book.py check --jobs $(JOBS)
+
+serve: book           ## show the book at http://127.0.0.1:8000 (PORT=… for another)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+clean:                ## remove what was built (the environment stays: rm -r .venv)
+	rm -rf _build
