@@ -144,8 +144,8 @@ def execute_stale(stage: Path, profile: str, jobs: int, *, fresh: bool = False) 
             bar.update()
     for source, spent in seconds.items():
         print(f"  {source.relative_to(ROOT)}: {spent:.1f} s")
-    for source, error in failed.items():
-        print(f"{error}\n{source.relative_to(ROOT)} failed: {type(error).__name__}, see above", file=sys.stderr)
+    for source, reason in failed.items():
+        print(f"{reason}\n{source.relative_to(ROOT)} failed: {type(reason).__name__}, see above", file=sys.stderr)
     if failed:
         sys.exit(f"{len(failed)} of {len(stale)} chapters failed; the others are kept.")
 
