@@ -9,7 +9,8 @@ from scipy import stats
 from companion.evaluation import estimate, log_log_slope
 from companion.experiments import linear
 from companion.streams import stream
-from companion.tasks.linear import LinearFamily
+from companion.tasks.linear import LinearFamily, easy_and_hard
+from companion.theory.gaussian import q_matrix
 from companion.theory.landscape import Mixture
 
 FAMILY = LinearFamily.from_mixture(Mixture(1.0, 0.1, 3, 10, 0.8, distance=2, var_easy=0.5, var_hard=0.2, noise=0.2))
@@ -82,6 +83,32 @@ def test_reusing_the_support_is_another_estimand() -> None:
     exact = float(FAMILY.risk(start[0], 0.8, 10, steps=3))
     assert abs(risks[False].sigmas(exact)) < 4
     assert abs(risks[True].sigmas(exact)) > 10
+
+
+def test_a_race_counts_what_training_does() -> None:
+    """Its steps are those of the plain training run, its condition that of E[Q], its noise falls with the batch."""
+    family = easy_and_hard(
+        stream(0, "tests/race"),
+        np.array([1.0, 0.5, 0.2]),
+        np.array([0.3, 0.3, 0.1]),
+        distance=2,
+        var_easy=1,
+        var_hard=1,
+    )
+    setting = dict(alpha=0.8, support=10, query=10, steps=40)
+    rates = np.array([0.25, 1.0, 2.0])
+    run = linear.race(family, "maml", rates, meta_batch=8, tuning_seeds=3, seeds=4, **setting)
+    optimum = family.minimiser_maml(0.8, 10)
+    starts = 2 * np.stack([stream(seed, "linear/start").standard_normal(3) for seed in range(7)])
+    path = linear.train(family, "maml", np.array([run.rate]), starts, meta_batch=8, **setting)[:, 3:, 0]
+    risk = family.risk(path, 0.8, 10)
+    assert run.steps.tolist() == linear.steps_to_reach(risk, 1.1 * family.risk(optimum, 0.8, 10)).tolist()
+    assert run.steps.min() > 0
+    mean_q = q_matrix(family.covariances, 0.8, 10).mean(axis=0)
+    assert run.condition == pytest.approx(np.linalg.cond(mean_q), rel=1e-9)
+    bigger = linear.race(family, "maml", rates, meta_batch=32, tuning_seeds=3, seeds=4, **setting)
+    assert run.gradient_noise / bigger.gradient_noise == pytest.approx(4, rel=0.25)
+    assert run.gradient_noise > 0
 
 
 def test_steps_to_reach() -> None:

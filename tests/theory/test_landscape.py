@@ -184,9 +184,9 @@ def test_arrays_are_broadcast_and_equal_one_call_each() -> None:
 
 
 def test_nothing_left_to_gain_or_everything() -> None:
-    solved = Mixture(1.0, 1.0, 3, math.inf, 1.0, distance=2.0)  # one step solves every task
+    solved = Mixture(1.0, 1.0, 3, math.inf, 1.0, distance=2.0, hard_fraction=0.25)  # one step solves every task
     assert (solved.risk_nal, solved.risk_maml, solved.ratio, solved.gap) == (0, 0, 1, 0)
-    assert solved.weight_maml == solved.weight_nal
+    assert solved.weight_maml == solved.weight_nal == 0.75
     hard_only = Mixture(1.0, 0.5, 3, math.inf, 1.0, distance=2.0)  # one step solves the easy tasks only
     assert hard_only.risk_maml == 0
     assert math.isinf(hard_only.ratio)
