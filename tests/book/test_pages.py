@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import sympy as sp
 
+import book
 from companion.theory import landscape
 
-HTML = Path(__file__).resolve().parents[2] / "_build" / "html"
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
 PAGES = [
     "index.html",
     *(
@@ -104,3 +106,16 @@ def test_the_sliders_draw_the_derived_ratio(browser, site: str, size: str) -> No
         seen.add(tuple(values))
     assert len(seen) == 5
     page.close()
+
+
+def test_a_second_build_does_no_work_twice(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is executed and nothing written; the book is fresh because `make test` has just built it."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"the build did work again: {arguments}")
+
+    monkeypatch.setattr(book, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(book.subprocess, "run", refuse)
+    before = (HTML / "index.html").stat().st_mtime_ns
+    assert book.build("quick", 1) == HTML / "index.html"
+    assert (HTML / "index.html").stat().st_mtime_ns == before

@@ -1,15 +1,13 @@
 """Each chapter's source and its committed, executed notebook are one and the same."""
 
-import sys
 from pathlib import Path
 
 import jupytext
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+import book
 
-import book  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def differences(source: Path, notebook: Path) -> list[str]:
