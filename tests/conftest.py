@@ -4,6 +4,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
 settings.register_profile("companion", derandomize=True, deadline=None)
 settings.load_profile("companion")
 

@@ -100,9 +100,10 @@ def sliders(
     free = expression.free_symbols - {x[0], *knobs}
     if free:
         raise ValueError(f"every symbol must be the axis or a knob, got {sorted(map(str, free))}; substitute them")
-    code = sp.jscode(expression)
-    if "Not supported" in code:
-        raise ValueError(f"the expression must be plain arithmetic, got {code!r}; rewrite it")
+    try:
+        code = sp.jscode(expression)
+    except NotImplementedError as error:
+        raise ValueError(f"the expression must be plain arithmetic, got {expression}; rewrite it") from error
     spec = {
         "args": [symbol.name for symbol in (x[0], *knobs)],
         "js": code,
