@@ -26,7 +26,7 @@ book: $(READY)        ## execute the chapters that changed, build the HTML, say 
 notebooks: $(READY)   ## refresh the committed notebooks from the same execution
 	@$(BIN)/python tools/book.py notebooks --jobs $(JOBS)
 
-full: $(READY)        ## the same book at full size (minutes to hours), under _build/full
+full: $(READY)        ## the same book at full size (some minutes), under _build/full
 	@$(BIN)/python tools/book.py build --profile full --jobs $(JOBS)
 
 test: book lint unit nbval  ## everything that must hold: lint, types, unit and page tests, nbval

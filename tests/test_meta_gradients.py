@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 
 from companion.adaptation import adapt
-from companion.experiments.linear import squared_loss
+from companion.experiments.linear.measure import squared_loss
 from companion.meta_optimizers import sgd
 from companion.objectives import maml, nal
 from companion.tasks import Task

@@ -1,0 +1,69 @@
+"""The command line: ``companion list``, ``companion run``."""
+
+import sys
+from concurrent.futures import BrokenExecutor
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from companion import experiments, records
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Run the companion's experiments. Example: companion run linear --profile full --workers 2",
+)
+
+
+@app.command("list", help="Every experiment, its profiles, and what is on record. Example: companion list")
+def show() -> None:
+    """Print a table of the experiments."""
+    table = Table("experiment", "profile", "points", "record", "purpose")
+    for name in experiments.NAMES:
+        experiment = experiments.get(name)
+        for profile, config in experiment.profiles.items():
+            try:
+                provenance = experiment.load(profile).provenance
+                state = f"{provenance['started'][:10]}, {provenance['seconds']} s"
+            except records.MissingRecord:
+                state = "none"
+            except records.RecordError as error:
+                state = f"[red]not usable[/red]: {error}"
+            table.add_row(name, profile, str(len(experiment.points(config))), state, experiment.purpose)
+    Console().print(table)
+
+
+@app.command(
+    "run", help="Run one experiment to a whole record. Example: companion run linear --profile full --workers 2"
+)
+def run(
+    name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
+    profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    workers: Annotated[int | None, typer.Option(help="local processes; by default the points run in this one")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="compute everything anew, replace the record")] = False,
+) -> None:
+    """Run, and say where the record is."""
+    experiment = experiments.get(name)
+    experiments.run(
+        experiment, profile, workers=workers, scheduler=scheduler, fresh=fresh, progress=sys.stderr.isatty()
+    )
+    print(f"The record is at {records.folder(name, profile)}")
+
+
+def main() -> None:
+    """Run the command line; one clear line for whatever goes wrong. Exit 2: the call was wrong; 1: the run was."""
+    try:
+        app()
+    except records.RecordError as error:
+        sys.exit(f"companion: {error}")
+    except ValueError as error:
+        print(f"companion: {error}", file=sys.stderr)
+        sys.exit(2)
+    except experiments.Unfinished as error:
+        sys.exit(f"companion: {error}")
+    except BrokenExecutor:
+        sys.exit("companion: a worker process was lost; finished points are kept, run again to go on")

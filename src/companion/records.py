@@ -1,0 +1,240 @@
+"""Records: a table and what made it. And the journal, in which a run keeps its points until the record is whole.
+
+A record is a folder with ``table.csv`` (tidy, one row a measurement) and ``provenance.json``, which holds the hash of
+the table. Nothing is read back that does not match its hash.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import companion
+from companion import paths
+
+Row = dict[str, Any]  # column -> text, number, or None
+TABLE, PROVENANCE = "table.csv", "provenance.json"
+
+
+class RecordError(ValueError):
+    """A file of a record or journal cannot be read, written or trusted; names it and the remedy."""
+
+
+class MissingRecord(RecordError):
+    """There is no record yet."""
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def config_hash(experiment: str, config: Any) -> str:
+    """The hash of a frozen config (a dataclass of plain values) of an experiment."""
+    return _sha256(_canonical({"experiment": experiment, "config": asdict(config)}).encode())
+
+
+@contextmanager
+def naming(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into one that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or set COMPANION_RESULTS to "
+            "another folder, and run again: finished points are kept"
+        ) from error
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """All of ``data`` under ``path``, or an error and what was there before."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path, "written"):
+        try:
+            with scratch.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            with suppress(OSError):
+                scratch.unlink()
+
+
+def folder(experiment: str, profile: str) -> Path:
+    """Where the record of an experiment at a profile is."""
+    return paths.results() / experiment / profile
+
+
+@dataclass(frozen=True)
+class Record:
+    """A verified record: its table, and its provenance as read."""
+
+    table: pd.DataFrame
+    provenance: Mapping[str, Any]
+
+
+def commit() -> str | None:
+    """The commit that the package's checkout is at, with ``+dirty`` where tracked files differ; None elsewhere."""
+    root = paths.checkout()
+    if root is None:
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"], capture_output=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+dirty" if status else "")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers may depend on besides the config: versions and commit."""
+    names = ("numpy", "scipy", "sympy", "torch", "pandas")
+    return {
+        "companion": companion.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {name: metadata.version(name) for name in names},
+    }
+
+
+def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
+    """Write a record, the table first: a crash between the two files leaves a mismatch that :func:`load` refuses."""
+    frame = pd.DataFrame(list(rows))
+    table = frame.to_csv(index=False, lineterminator="\n").encode()
+    with naming(where, "made"):
+        where.mkdir(parents=True, exist_ok=True)
+    _write_atomically(where / TABLE, table)
+    text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True, allow_nan=False)
+    _write_atomically(where / PROVENANCE, (text + "\n").encode())
+
+
+def load(where: Path, *, expected: str | None = None) -> Record:
+    """The record in a folder, verified.
+
+    Args:
+        where: the folder, usually :func:`folder`.
+        expected: the config hash that the record must have been made with.
+
+    Raises:
+        MissingRecord: there is none.
+        RecordError: a file is missing, truncated or altered, or the config is another.
+    """
+    remedy = "restore it from version control, or make the record again with `companion run ... --fresh`"
+    found = [name for name in (TABLE, PROVENANCE) if (where / name).exists()]
+    if not found:
+        raise MissingRecord(f"{where} must hold a record, got none; make it with `companion run`")
+    if len(found) == 1:
+        raise RecordError(f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; {remedy}")
+    with naming(where, "read"):
+        table, text = (where / TABLE).read_bytes(), (where / PROVENANCE).read_bytes()
+    try:
+        provenance = json.loads(text)
+        stated, made_with = provenance["table_sha256"], provenance["config_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; {remedy}") from error
+    if _sha256(table) != stated:
+        raise RecordError(f"{where / TABLE} must have the hash that its provenance states, got another; {remedy}")
+    if expected is not None and made_with != expected:
+        raise RecordError(
+            f"{where / PROVENANCE} must be of config {expected[:12]}, got {made_with[:12]}: the experiment has changed "
+            "since; make the record again with `companion run`"
+        )
+    return Record(pd.read_csv(where / TABLE, float_precision="round_trip"), provenance)
+
+
+class Journal:
+    """The points of one run, appended as they finish; one line each, ``hash json``.
+
+    A line that a crash cut short is dropped when the journal is opened again. A whole line that does not match its
+    hash means an altered file, and is refused. Use as a context manager; only one process may hold it.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.entries: dict[int, Row] = {}
+        with naming(path, "opened"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)
+            self._file.seek(0)
+            data = self._file.read()
+        try:
+            whole = data[: data.rfind(b"\n") + 1]
+            lines = whole.splitlines()
+            if len(whole) < len(data):
+                with naming(path, "mended"):
+                    self._file.truncate(len(whole))
+            if not lines:
+                self._append(dict(header))
+            elif self._parse(lines[0], 1) != dict(header):
+                raise RecordError(f"{path} must be the journal of this run, got that of another; remove it")
+            for number, line in enumerate(lines[1:], start=2):
+                entry = self._parse(line, number)
+                self.entries[int(entry["point"])] = entry
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def _parse(self, line: bytes, number: int) -> Row:
+        stated, _, text = line.partition(b" ")
+        if _sha256(text)[:16].encode() != stated:
+            raise RecordError(
+                f"{self.path}, line {number}, must match its hash, got an altered line; remove the file to start "
+                "afresh, or restore it"
+            )
+        entry: Row = json.loads(text)
+        return entry
+
+    def _append(self, entry: Row) -> None:
+        text = _canonical(entry).encode()
+        with naming(self.path, "written"):
+            line = _sha256(text)[:16].encode() + b" " + text + b"\n"
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def add(self, point: int, rows: Sequence[Row]) -> None:
+        """Keep the rows of a finished point."""
+        self.entries[point] = {"point": point, "rows": list(rows)}
+        self._append(self.entries[point])
+
+    def fail(self, point: int, reason: str) -> None:
+        """Note that a point failed; the next run tries it again."""
+        self.entries[point] = {"point": point, "failed": reason}
+        self._append(self.entries[point])
+
+    @property
+    def finished(self) -> set[int]:
+        """The points whose rows are kept."""
+        return {point for point, entry in self.entries.items() if "rows" in entry}
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """The points that failed when last tried, and why."""
+        return {point: entry["failed"] for point, entry in sorted(self.entries.items()) if "failed" in entry}
+
+    def rows(self) -> list[Row]:
+        """All kept rows, in the order of the points."""
+        return [row for point in sorted(self.finished) for row in self.entries[point]["rows"]]

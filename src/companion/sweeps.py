@@ -1,0 +1,151 @@
+"""Points handed to any executor: this process, local processes, or a Dask cluster. The same table from each."""
+
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from companion.checks import require
+from companion.records import Journal, Row
+
+Point = Mapping[str, Any]
+PER_WORKER = 2  # points in flight for each worker: one at work, one waiting
+
+
+class Diverged(ArithmeticError):
+    """A run left the finite numbers; says at which step."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is not finite from step {step} on; take a smaller rate")
+        self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it crosses to another process
+        return (_again, (self.step, str(self)))
+
+
+def _again(step: int, text: str) -> Diverged:
+    error = Diverged(step, "")
+    error.args = (text,)
+    return error
+
+
+class InProcess(Executor):
+    """Runs every call at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """The finished future of the call."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker soon after its parent is gone, however the parent ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def executor(workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Executor, int]]:
+    """An executor and how many points it may hold at once.
+
+    Args:
+        workers: local processes, >= 1; None runs in this process.
+        scheduler: the address of a Dask scheduler, ``tcp://host:port``; needs the extra ``cluster``.
+
+    Raises:
+        ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
+    """
+    if workers is not None and scheduler is not None:
+        raise ValueError("workers and scheduler exclude each other, got both; name one")
+    if scheduler is not None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ValueError("a scheduler needs Dask, got none installed; pip install 'dask[distributed]'") from error
+        try:
+            client = Client(scheduler, timeout=8)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ValueError(f"scheduler must be a running Dask scheduler, got {scheduler}; start it first") from error
+        with client, client.get_executor(pure=False) as pool:
+            yield pool, PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    elif workers is not None:
+        require(workers >= 1, "workers", "be at least 1", workers, "leave it out to run in this process")
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+            yield pool, PER_WORKER * workers
+    else:
+        yield InProcess(), 1
+
+
+def _check(rows: Sequence[Row]) -> None:
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ArithmeticError(f"{name} is {value} in {row}")
+
+
+def sweep(
+    function: Callable[[Point], Sequence[Row]],
+    points: Sequence[Point],
+    journal: Journal,
+    pool: Executor,
+    in_flight: int,
+    *,
+    progress: bool = True,
+) -> dict[int, str]:
+    """Compute every point that ``journal`` does not hold yet, and journal each as it finishes.
+
+    A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the others go on.
+    Returns the failures: point -> reason.
+
+    Raises:
+        BrokenExecutor: a worker process was lost; what finished is kept.
+    """
+    todo = iter([i for i in range(len(points)) if i not in journal.finished])
+    running: dict[Future[Sequence[Row]], int] = {}
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"),
+        TimeRemainingColumn(), disable=not progress,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("points", total=len(points), completed=len(journal.finished), failed=0)
+        failed = 0
+
+        def refill() -> None:
+            while len(running) < in_flight and (i := next(todo, None)) is not None:
+                running[pool.submit(function, points[i])] = i
+
+        refill()
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                i = running.pop(future)
+                try:
+                    rows = future.result()
+                    _check(rows)
+                except BrokenExecutor:
+                    raise
+                except Exception as error:
+                    journal.fail(i, f"{type(error).__name__}: {error}")
+                    failed += 1
+                else:
+                    journal.add(i, rows)
+                bar.update(task, advance=1, failed=failed)
+            refill()
+    return journal.failures

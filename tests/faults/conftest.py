@@ -1,0 +1,83 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class Toy:
+    """The toy experiment in processes of its own, with a results folder of its own."""
+
+    folder: Path
+    log: Path
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "toy" / "quick"
+
+    def start(self, *arguments: str, seconds: float = 0, bad: str = "{}") -> subprocess.Popen:
+        environment = os.environ | {
+            "COMPANION_RESULTS": str(self.folder), "TOY_LOG": str(self.log), "TOY_SECONDS": str(seconds),
+            "TOY_BAD": bad, "PYTHONPATH": str(HERE),
+        }  # fmt: skip
+        command = [sys.executable, str(HERE / "toy.py"), *arguments]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *arguments: str, seconds: float = 0, bad: str = "{}") -> tuple[int, str]:
+        process = self.start(*arguments, seconds=seconds, bad=bad)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out + err
+
+    def computed(self) -> list[int]:
+        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+
+    def table(self) -> bytes:
+        return (self.record / "table.csv").read_bytes()
+
+
+@pytest.fixture
+def make_toy(tmp_path: Path) -> Callable[[str], Toy]:
+    return lambda name: Toy(tmp_path / name, tmp_path / f"{name}.log")
+
+
+@pytest.fixture
+def toy(make_toy: Callable[[str], Toy]) -> Toy:
+    return make_toy("results")
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The table of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("reference")
+    toy = Toy(folder / "results", folder / "log")
+    code, said = toy.run()
+    assert code == 0, said
+    assert toy.computed() == list(range(40))
+    return toy.table()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, ci: bool) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs with the given options; needs root."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        where = tmp_path / f"disk{len(mounted)}"
+        where.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = f"cannot mount a small tmpfs, run as root: {done.stderr.strip()}"
+            pytest.fail(reason) if ci else pytest.skip(reason)
+        mounted.append(where)
+        return where
+
+    yield mount
+    for where in mounted:
+        subprocess.run(["umount", str(where)], check=True)

@@ -1,0 +1,241 @@
+"""Runs that are killed, crossed, starved and lied to: the right table in the end, or one clear error."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from companion import records
+
+
+def descendants(pid: int) -> set[int]:
+    """The living children of a process, theirs, and so on."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, todo = set(), [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found.update(children)
+        todo.extend(children)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", [(), ("workers", "2")], ids=["in process", "two workers"])
+def test_sigkill_at_random_moments(toy, reference: bytes, how: tuple[str, ...]) -> None:
+    rng, kills = random.Random(len(how)), 0
+    while kills < 10:
+        before = len(toy.computed())
+        process = toy.start(*how, seconds=0.03)
+        patience = time.monotonic() + 60
+        while len(toy.computed()) == before and process.poll() is None and time.monotonic() < patience:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.08))
+        children = descendants(process.pid)
+        assert process.poll() is None, "the run ended before it could be killed: make it longer"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        deadline = time.monotonic() + 5
+        while any(map(alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, children))
+        if len(set(toy.computed())) > 30:
+            break
+    code, said = toy.run(*how)
+    assert code == 0, said
+    assert toy.table() == reference
+    again = sum(Counter(toy.computed()).values()) - 40
+    in_flight = 1 if not how else 4
+    assert again <= kills * in_flight  # only what was not journaled yet is computed again
+    assert not list(toy.record.glob("journal-*"))
+
+
+def test_no_journaled_point_is_computed_twice(toy, reference: bytes) -> None:
+    code, said = toy.run(bad='{"7": "raise", "30": "raise"}')
+    assert code != 0
+    assert "2 of 40 points failed" in said
+    assert "{'index': 7}" in said
+    assert toy.computed() == list(range(40))
+    assert not (toy.record / "table.csv").exists()
+    code, said = toy.run()
+    assert code == 0, said
+    assert "38 of 40 points are kept" in said
+    assert toy.computed()[40:] == [7, 30]
+    assert toy.table() == reference
+    code, said = toy.run()
+    assert "up to date" in said
+    assert len(toy.computed()) == 42
+
+
+def test_a_local_pool_gives_the_same_table(toy, reference: bytes) -> None:
+    code, said = toy.run("workers", "2")
+    assert code == 0, said
+    assert toy.table() == reference
+
+
+def test_two_runs_at_once(toy, reference: bytes) -> None:
+    first = toy.start(seconds=0.05)
+    while not toy.computed() and first.poll() is None:
+        time.sleep(0.01)
+    code, said = toy.run()
+    assert code == 0, said
+    assert "another run holds" in said
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 0, out + err
+    assert Counter(toy.computed()) == Counter(range(40))
+    assert toy.table() == reference
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("nan", "value is nan"), ("diverge", "not finite from step 17")])
+@pytest.mark.parametrize("how", [(), ("workers", "2")], ids=["in process", "two workers"])
+def test_numbers_that_are_none_are_failed_points(toy, kind: str, reason: str, how: tuple[str, ...]) -> None:
+    code, said = toy.run(*how, bad=json.dumps({"3": kind}))
+    assert code != 0
+    assert reason in said
+    assert not (toy.record / "table.csv").exists()
+    (journal,) = toy.record.glob("journal-*.jsonl")
+    entries = [json.loads(line.split(" ", 1)[1]) for line in journal.read_text().splitlines()[1:]]
+    assert [entry["point"] for entry in entries if "failed" in entry] == [3]
+    assert len(entries) == 40
+
+
+def test_a_line_cut_short_is_computed_again(toy, reference: bytes) -> None:
+    toy.run(bad='{"39": "raise"}')
+    (journal,) = toy.record.glob("journal-*.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-2]) + lines[-2][:25])  # as a crash leaves it
+    code, said = toy.run()
+    assert code == 0, said
+    assert toy.computed()[40:] == [38, 39]
+    assert toy.table() == reference
+
+
+def test_an_altered_journal_is_refused(toy) -> None:
+    toy.run(bad='{"39": "raise"}')
+    (journal,) = toy.record.glob("journal-*.jsonl")
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+    code, said = toy.run()
+    assert code != 0
+    assert f"{journal}, line" in said
+    assert "altered" in said
+    assert journal.read_bytes() == data
+
+
+def test_an_altered_record_is_not_overwritten_but_by_fresh(toy, reference: bytes) -> None:
+    toy.run()
+    table = toy.record / "table.csv"
+    data = bytearray(table.read_bytes())
+    data[100] ^= 1
+    table.write_bytes(data)
+    code, said = toy.run()
+    assert code != 0
+    assert f"{table} must have the hash" in said
+    assert "--fresh" in said
+    assert table.read_bytes() == data
+    code, said = toy.run("fresh", "yes")
+    assert code == 0, said
+    assert toy.table() == reference
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(lambda t: t[: len(t) // 2], "whole provenance file"), (lambda t: "{}", "whole provenance file"),
+     (lambda t: t.replace('"config_hash": "', '"config_hash": "0'), "the experiment has changed")],
+    ids=["truncated", "empty", "another config"],
+)  # fmt: skip
+def test_a_damaged_provenance(toy, monkeypatch: pytest.MonkeyPatch, damage: Callable[[str], str], message: str) -> None:
+    toy.run()
+    monkeypatch.setenv("COMPANION_RESULTS", str(toy.folder))
+    path = toy.record / "provenance.json"
+    stated = json.loads(path.read_text())["config_hash"]
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(records.RecordError, match=message) as caught:
+        records.load(toy.record, expected=stated)
+    assert str(path) in str(caught.value)
+
+
+def test_half_a_record_and_none(toy) -> None:
+    toy.run()
+    (toy.record / "table.csv").unlink()
+    with pytest.raises(records.RecordError, match=r"got only provenance\.json"):
+        records.load(toy.record)
+    (toy.record / "provenance.json").unlink()
+    with pytest.raises(records.MissingRecord, match="companion run"):
+        records.load(toy.record)
+
+
+def test_a_full_disk(toy, reference: bytes, small_disk: Callable[[str], Path]) -> None:
+    toy.folder = small_disk("size=64k")
+    ballast = toy.folder / "ballast"
+    ballast.write_bytes(b"0" * (64 - 4) * 1024)
+    code, said = toy.run()
+    assert code != 0
+    assert "journal-" in said
+    assert "No space left on device" in said
+    assert "COMPANION_RESULTS" in said
+    assert not (toy.record / "table.csv").exists()
+    ballast.unlink()
+    kept = len(toy.computed())
+    code, said = toy.run()
+    assert code == 0, said
+    assert len(toy.computed()) < kept + 40
+    assert toy.table() == reference
+
+
+def test_a_folder_that_cannot_be_written(toy, small_disk: Callable[[str], Path]) -> None:
+    toy.folder = small_disk("size=64k")
+    subprocess.run(["mount", "-o", "remount,ro", str(toy.folder)], check=True)
+    with pytest.raises(OSError, match="Read-only"):
+        (toy.folder / "probe").write_text("")
+    code, said = toy.run()
+    assert code != 0
+    assert str(toy.folder) in said
+    assert "COMPANION_RESULTS" in said
+    assert toy.computed() == []
+
+
+def test_many_small_points_on_two_processes(toy) -> None:
+    code, said = toy.run("profile", "many", "workers", "2")
+    assert code == 0, said
+    assert (toy.folder / "toy" / "many" / "table.csv").read_bytes().count(b"\n") == 30_001
+
+
+def test_dask_loses_a_worker_and_no_point(toy, reference: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    here = str(Path(__file__).parent)
+    monkeypatch.syspath_prepend(here)  # the scheduler lives in this process and must know the functions too
+    for name, value in {"TOY_LOG": str(toy.log), "TOY_SECONDS": "0.05", "PYTHONPATH": here}.items():
+        monkeypatch.setenv(name, value)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+        victim = next(iter(cluster.workers.values())).pid
+        run = toy.start("scheduler", cluster.scheduler_address)
+        while len(toy.computed()) < 5 and run.poll() is None:
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, out + err
+    assert toy.table() == reference
+    assert set(toy.computed()) == set(range(40))

@@ -1,0 +1,53 @@
+"""A tiny experiment for the fault tests, and a program that runs it: ``python toy.py [workers N | scheduler ADDR]``.
+
+Every computed point leaves its number in the file TOY_LOG; TOY_SECONDS is how long a point takes; the points named
+in TOY_BAD (a JSON object: point -> "nan", "diverge", "raise") fail.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+
+from companion import experiments
+from companion.sweeps import Diverged
+
+
+@dataclass(frozen=True)
+class Config:
+    count: int = 40
+
+
+def points(config):
+    return [{"index": i} for i in range(config.count)]
+
+
+def compute(config, point):
+    index = point["index"]
+    with open(os.environ["TOY_LOG"], "a") as log:
+        log.write(f"{index}\n")
+    time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
+    bad = json.loads(os.environ.get("TOY_BAD", "{}")).get(str(index))
+    if bad == "raise":
+        raise KeyError("a bug")
+    if bad == "diverge":
+        raise Diverged(17, "the weight")
+    rng = random.Random(index)
+    value = float("nan") if bad == "nan" else rng.random()
+    return [{**point, "repeat": i, "value": value if i == 0 else rng.random()} for i in range(3)]
+
+
+PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10_000)}
+EXPERIMENT = experiments.Experiment("toy", "a test", PROFILES, points, compute)
+
+
+if __name__ == "__main__":
+    import toy  # so that workers find the functions by name
+
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    if "workers" in options:
+        options["workers"] = int(options["workers"])
+    experiments.run(toy.EXPERIMENT, options.pop("profile", "quick"), progress=False, **options)
+    print("done")
