@@ -56,9 +56,16 @@ def digest(paths: Iterable[Path], extra: str = "") -> str:
 
 
 def machinery() -> list[Path]:
-    """What every chapter depends on: the package, this tool, the pinned versions."""
+    """What every chapter depends on: the package, the records and claims, this tool, the pinned versions."""
     package = [path for path in (ROOT / "src" / "companion").rglob("*") if path.suffix in {".py", ".yml"}]
-    return [*package, ROOT / "tools" / "book.py", ROOT / "requirements.txt", ROOT / "constraints.txt"]
+    package += [path for path in (ROOT / "results").rglob("*") if path.suffix in {".csv", ".json"}]
+    return [
+        *package,
+        ROOT / "claims.yml",
+        ROOT / "tools" / "book.py",
+        ROOT / "requirements.txt",
+        ROOT / "constraints.txt",
+    ]
 
 
 def coalesced(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

@@ -1,4 +1,4 @@
-"""The command line: ``companion list``, ``companion run``."""
+"""The command line: ``companion list``, ``run``, ``verify``."""
 
 import sys
 from concurrent.futures import BrokenExecutor
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from companion import experiments, records
+from companion import claims, experiments, records
 
 app = typer.Typer(
     add_completion=False,
@@ -33,6 +33,17 @@ def show() -> None:
             except records.RecordError as error:
                 state = f"[red]not usable[/red]: {error}"
             table.add_row(name, profile, str(len(experiment.points(config))), state, experiment.purpose)
+    Console().print(table)
+
+
+@app.command("verify", help="Check every record and recompute every verdict. Example: companion verify")
+def verify(
+    profile: Annotated[str, typer.Option(help="quick or full")] = "full",
+) -> None:
+    """Print the ledger; fails where a record has been altered."""
+    table = Table("claim", "verdict", "value", "95 %", "of what", "from")
+    for claim in claims.evaluate(profile):
+        table.add_row(claim.id, claim.verdict, *claim.numbers, claim.what or "", claim.source or "")
     Console().print(table)
 
 

@@ -18,7 +18,8 @@ PAGES = [
     *(
         f"book/{name}.html"
         for name in (
-            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "deviations", "reproduce", "api",
+            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "ledger",
+            "deviations", "reproduce", "api",
             "bibliography",
         )
     ),

@@ -107,6 +107,7 @@ def run(
         path = where / f"journal-{key[:12]}.jsonl"
         if fresh:
             path.unlink(missing_ok=True)
+        made_with = records.environment()  # as the run starts: files may change while it goes on
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         with Journal(path, {"config_hash": key, "experiment": experiment.name, "profile": profile}) as journal:
             if journal.finished:
@@ -119,7 +120,7 @@ def run(
             provenance = {
                 "experiment": experiment.name, "profile": profile, "config": asdict(config), "config_hash": key,
                 "points": len(points), "device": "cpu", "started": started,
-                "seconds": round(time.monotonic() - clock, 1), **records.environment(),
+                "seconds": round(time.monotonic() - clock, 1), **made_with,
             }  # fmt: skip
             records.save(where, journal.rows(), provenance)
         path.unlink()

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from companion.claims import Finding
 from companion.evaluation import Estimate, estimate, ratio
 from companion.experiments import Experiment
 from companion.experiments.linear import measure
-from companion.records import Row
+from companion.records import Record, Row
 from companion.streams import stream
 from companion.sweeps import Point
 from companion.tasks.linear import LinearFamily, easy_and_hard
-from companion.theory.landscape import Mixture
+from companion.theory.landscape import Mixture, proofs
 
 BASE = {"rho_easy": 1.0, "rho_hard": 0.2, "dim": 3, "support": 60, "alpha": 0.9, "distance": 3.0, "var_easy": 0.5,
         "var_hard": 0.02}  # fmt: skip
@@ -133,6 +134,53 @@ def harder_to_optimise(found: list[Duel]) -> str:
     """The verdict on claim L1 (b): the lower end of the ratio of steps is above 1 in all mixtures, in some, in none."""
     above = [duel.ratio[1] > 1 for duel in found]
     return "holds" if all(above) else "partly" if any(above) else "fails"
+
+
+def _proved(*names: str) -> str:
+    return "derived" if all(proofs()[name] for name in names) else "fails"
+
+
+def settle_l1(record: Record) -> Finding:
+    """L1: the closed forms, and the race. The value is the least ratio of steps over mixtures."""
+    found = duels(record.table)
+    least = min(found, key=lambda duel: duel.ratio[1])
+    parts = {"(a) closed forms": _proved("gap"), "(b) harder to optimise": harder_to_optimise(found)}
+    what = f"steps MAML / NAL, least of {len(found)} mixtures"
+    return Finding(parts, least.ratio[0], (least.ratio[1], least.ratio[2]), what)
+
+
+def _drawn(record: Record, sweep: str) -> pd.DataFrame:
+    rows: pd.DataFrame = record.table[record.table["sweep"] == sweep].sort_values("x")
+    return rows
+
+
+def _agrees(rows: pd.DataFrame) -> bool:
+    return bool(((rows["value"] - rows["exact"]).abs() <= 4 * rows["error"]).all())
+
+
+def _interval(row: pd.Series) -> tuple[float, float]:
+    return float(row["value"] - 1.96 * row["error"]), float(row["value"] + 1.96 * row["error"])
+
+
+def settle_l2(record: Record) -> Finding:
+    """L2: the zeros of the gap, and the drawn ratio over rho_H / rho_E. The value is the ratio at equal hardness."""
+    rows = _drawn(record, "rho_hard")
+    equal = rows.iloc[-1]
+    one = abs(equal["value"] - 1) <= 4 * equal["error"]
+    numeric = "holds" if _agrees(rows) and one else "fails"
+    parts = {"zeros": _proved("gap", "zeros"), "drawn over ρ_H/ρ_E": numeric}
+    return Finding(parts, float(equal["value"]), _interval(equal), "risk NAL / MAML at equal hardness")
+
+
+def settle_l3(record: Record) -> Finding:
+    """L3: the limit, and the drawn ratio over R and v_H. The value is the ratio at the largest R."""
+    far, spread = _drawn(record, "distance"), _drawn(record, "var_hard")
+    rises = _interval(far.iloc[-1])[0] > _interval(far.iloc[0])[1]
+    falls = _interval(spread.iloc[-1])[1] < _interval(spread.iloc[0])[0]
+    numeric = "holds" if _agrees(far) and _agrees(spread) and rises and falls else "fails"
+    parts = {"limit and monotonicity": _proved("limit", "monotone"), "drawn over R and v_H": numeric}
+    last = far.iloc[-1]
+    return Finding(parts, float(last["value"]), _interval(last), f"risk NAL / MAML at R = {last['x']:g}")
 
 
 def live(profile: str, part: str) -> pd.DataFrame:

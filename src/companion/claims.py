@@ -1,0 +1,105 @@
+"""The claims of the two papers, and their verdicts, recomputed from records and proofs."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from companion import paths, records
+from companion.evaluation import Estimate
+
+VERDICTS = ("derived", "holds", "partly", "fails", "pending")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What settles a claim: the parts of its criterion, each with its outcome, and the number that decides.
+
+    ``parts`` maps each part to "derived", "holds", "partly" or "fails".
+    """
+
+    parts: Mapping[str, str]
+    value: float
+    interval: tuple[float, float]
+    what: str
+
+    @property
+    def verdict(self) -> str:
+        """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none: fails."""
+        outcomes = set(self.parts.values())
+        if outcomes <= {"derived", "holds"}:
+            return "derived" if "derived" in outcomes else "holds"
+        return "fails" if outcomes == {"fails"} else "partly"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the ledger. ``value``, ``interval``, ``what`` and ``source`` are None where the claim is pending."""
+
+    id: str
+    statement: str
+    criterion: str
+    verdict: str
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    what: str | None = None
+    parts: Mapping[str, str] | None = None
+    source: str | None = None
+    device: str | None = None
+    date: str | None = None
+    chapter: str | None = None
+
+    @property
+    def numbers(self) -> tuple[str, str]:
+        """Value and interval as texts, to the digits that the interval allows; empty where pending."""
+        if self.value is None or self.interval is None:
+            return "", ""
+        low, high = self.interval
+        decimals = Estimate(self.value, (high - low) / 4, 2).decimals
+        return f"{self.value:.{decimals}f}", f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def listed() -> list[dict[str, Any]]:
+    """The entries of claims.yml; RecordError where it is missing or not a list of claims."""
+    root = paths.checkout()
+    path = root / "claims.yml" if root else None
+    if path is None or not path.exists():
+        raise records.RecordError("claims.yml must be at hand, got an installed package; only a checkout has it")
+    entries = yaml.safe_load(path.read_text())
+    if not isinstance(entries, list) or not all({"id", "statement", "criterion"} <= set(entry) for entry in entries):
+        raise records.RecordError(f"{path} must list claims with id, statement and criterion; restore it")
+    return entries
+
+
+def evaluate(profile: str = "full") -> list[Verdict]:
+    """The verdict on every claim of claims.yml from the records of ``profile``.
+
+    A claim that nothing settles yet, or whose record is missing, is pending.
+
+    Raises:
+        ValueError: an unknown profile.
+        RecordError: a record has been altered, or belongs to an earlier config.
+    """
+    return [_settle(entry, profile) for entry in listed()]
+
+
+def _settle(entry: Mapping[str, Any], profile: str) -> Verdict:
+    told = {name: entry[name] for name in ("id", "statement", "criterion")}
+    chapter = entry.get("chapter")
+    if "settled_by" not in entry:
+        return Verdict(**told, verdict="pending", chapter=chapter)
+    module, function = entry["settled_by"].split(":")
+    found = importlib.import_module(module)
+    settle: Callable[[records.Record], Finding] = getattr(found, function)
+    try:
+        record = found.EXPERIMENT.load(profile)
+    except records.MissingRecord:
+        return Verdict(**told, verdict="pending", chapter=chapter)
+    finding = settle(record)
+    return Verdict(
+        **told, verdict=finding.verdict, value=finding.value, interval=finding.interval, what=finding.what,
+        parts=finding.parts, source=f"{entry['experiment']}/{profile}", device=record.provenance["device"],
+        date=record.provenance["started"][:10], chapter=chapter,
+    )  # fmt: skip
