@@ -24,7 +24,8 @@ def companion(*arguments: str, results: Path) -> tuple[int, str]:
         (["run", "linear", "--profile", "big"], "profile must be one of quick, full, got 'big'"),
         (["run", "linear", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "linear", "--workers", "two"], "Invalid value for '--workers'"),
-        (["run", "linear", "--device", "cuda"], "No such option"),
+        (["run", "linear", "--device", "tpu"], "device must be auto, cpu or cuda, got 'tpu'"),
+        (["run", "linear", "--device", "cuda"], "device must be one that linear uses, cpu, got 'cuda'"),
         (["run", "linear", "--workers", "1", "--scheduler", "tcp://127.0.0.1:1"], "exclude each other"),
     ],
 )

@@ -53,6 +53,7 @@ def verify(
 def run(
     name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
     profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     workers: Annotated[int | None, typer.Option(help="local processes; by default the points run in this one")] = None,
     scheduler: Annotated[str | None, typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="compute everything anew, replace the record")] = False,
@@ -60,7 +61,13 @@ def run(
     """Run, and say where the record is."""
     experiment = experiments.get(name)
     experiments.run(
-        experiment, profile, workers=workers, scheduler=scheduler, fresh=fresh, progress=sys.stderr.isatty()
+        experiment,
+        profile,
+        device=device,
+        workers=workers,
+        scheduler=scheduler,
+        fresh=fresh,
+        progress=sys.stderr.isatty(),
     )
     print(f"The record is at {records.folder(name, profile)}")
 

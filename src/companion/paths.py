@@ -10,6 +10,14 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").exists() and (root / "book").is_dir() else None
 
 
+def data() -> Path:
+    """Where data files are looked for: ``COMPANION_DATA``, else ``data/`` of the checkout, else of the user's cache."""
+    named = os.environ.get("COMPANION_DATA")
+    if named:
+        return Path(named).expanduser().absolute()
+    return (checkout() or Path.home() / ".cache" / "maml-companion") / "data"
+
+
 def results() -> Path:
     """Where records are kept: ``COMPANION_RESULTS``, else ``results/`` of the checkout.
 

@@ -157,7 +157,7 @@ def load(where: Path, *, expected: str | None = None) -> Record:
             f"{where / PROVENANCE} must be of config {expected[:12]}, got {made_with[:12]}: the experiment has changed "
             "since; make the record again with `companion run`"
         )
-    return Record(pd.read_csv(where / TABLE, float_precision="round_trip"), provenance)
+    return Record(pd.read_csv(where / TABLE), provenance)
 
 
 class Journal:

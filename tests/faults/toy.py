@@ -24,7 +24,7 @@ def points(config):
     return [{"index": i} for i in range(config.count)]
 
 
-def compute(config, point):
+def compute(config, point, device):
     index = point["index"]
     with open(os.environ["TOY_LOG"], "a") as log:
         log.write(f"{index}\n")
@@ -39,7 +39,7 @@ def compute(config, point):
     return [{**point, "repeat": i, "value": value if i == 0 else rng.random()} for i in range(3)]
 
 
-PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10_000)}
+PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10_000), "long": Config(count=200)}
 EXPERIMENT = experiments.Experiment("toy", "a test", PROFILES, points, compute)
 
 

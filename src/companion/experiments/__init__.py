@@ -23,21 +23,38 @@ NAMES = ("linear",)
 class Experiment:
     """An experiment: its profiles, the points of a config, and how one point is computed.
 
-    ``compute(config, point)`` returns rows, one a measurement. It must give the same rows for the same two arguments
-    in any process, so it draws from named streams only. Points are plain dicts.
+    ``compute(config, point, device)`` returns rows, one a measurement. It must give the same rows for the same
+    arguments in any process, so it draws from named streams only. Points are plain dicts. ``devices`` are those that
+    it can use, the preferred one first.
     """
 
     name: str
     purpose: str
     profiles: Mapping[str, Any]
     points: Callable[[Any], Sequence[Point]]
-    compute: Callable[[Any, Point], Sequence[Row]]
+    compute: Callable[[Any, Point, str], Sequence[Row]]
+    devices: tuple[str, ...] = ("cpu",)
 
     def config(self, profile: str) -> Any:
         """The frozen config of a profile; ValueError for an unknown one."""
         if profile not in self.profiles:
             raise ValueError(f"profile must be one of {', '.join(self.profiles)}, got {profile!r}")
         return self.profiles[profile]
+
+    def device(self, wanted: str) -> str:
+        """The device to run on: ``wanted``, or for "auto" the first that is both usable and present."""
+        if wanted not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu or cuda, got {wanted!r}")
+        import torch  # only here: a worker that needs no torch starts without it
+
+        here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        if wanted == "auto":
+            return next(device for device in self.devices if device in here)
+        if wanted not in self.devices:
+            raise ValueError(f"device must be one that {self.name} uses, {', '.join(self.devices)}, got {wanted!r}")
+        if wanted not in here:
+            raise ValueError("device must be present, got 'cuda' and no CUDA device; use --device cpu")
+        return wanted
 
     def load(self, profile: str) -> Record:
         """The record of a profile, verified, and of today's config."""
@@ -66,6 +83,7 @@ def run(
     experiment: Experiment,
     profile: str = "quick",
     *,
+    device: str = "auto",
     workers: int | None = None,
     scheduler: str | None = None,
     fresh: bool = False,
@@ -80,6 +98,7 @@ def run(
     Args:
         experiment: what to run.
         profile: one of its profiles.
+        device: "cpu", "cuda", or "auto".
         workers: local processes; by default the points are computed in this one.
         scheduler: address of a Dask scheduler instead.
         fresh: compute everything anew and replace the record at the end.
@@ -91,7 +110,7 @@ def run(
         RecordError: a file cannot be written, or what is there has been altered.
         Unfinished: points failed; there is no record yet.
     """
-    config = experiment.config(profile)
+    config, device = experiment.config(profile), experiment.device(device)
     key = records.config_hash(experiment.name, config)
     where = records.folder(experiment.name, profile)
     points = experiment.points(config)
@@ -113,18 +132,29 @@ def run(
             if journal.finished:
                 say(f"{len(journal.finished)} of {len(points)} points are kept from an earlier run")
             failures = sweeps.sweep(
-                partial(experiment.compute, config), points, journal, pool, in_flight, progress=progress
+                partial(_compute, experiment.compute, config, device),
+                points,
+                journal,
+                pool,
+                in_flight,
+                progress=progress,
             )
             if failures:
                 raise Unfinished(failures, points)
             provenance = {
                 "experiment": experiment.name, "profile": profile, "config": asdict(config), "config_hash": key,
-                "points": len(points), "device": "cpu", "started": started,
+                "points": len(points), "device": device, "started": started,
                 "seconds": round(time.monotonic() - clock, 1), **made_with,
             }  # fmt: skip
             records.save(where, journal.rows(), provenance)
         path.unlink()
     return experiment.load(profile)
+
+
+def _compute(
+    function: Callable[[Any, Point, str], Sequence[Row]], config: Any, device: str, point: Point
+) -> Sequence[Row]:
+    return function(config, point, device)
 
 
 @contextmanager

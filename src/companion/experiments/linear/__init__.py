@@ -52,8 +52,8 @@ def points(config: Config) -> list[Point]:
     return [*drawn, *races]
 
 
-def compute(config: Config, point: Point) -> list[Row]:
-    """The rows of one point."""
+def compute(config: Config, point: Point, device: str = "cpu") -> list[Row]:
+    """The rows of one point; always computed on the CPU."""
     return {"ratio": _ratio, "race": _race}[point["part"]](config, point)
 
 
