@@ -137,12 +137,18 @@ def test_a_line_cut_short_is_computed_again(toy, reference: bytes) -> None:
     assert toy.table() == reference
 
 
+def flip_a_bit(path: Path, at: int) -> bytes:
+    """Alter one byte of a file; returns what it holds then."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
 def test_an_altered_journal_is_refused(toy) -> None:
     toy.run(bad='{"39": "raise"}')
     (journal,) = toy.record.glob("journal-*.jsonl")
-    data = bytearray(journal.read_bytes())
-    data[len(data) // 2] ^= 1
-    journal.write_bytes(data)
+    data = flip_a_bit(journal, journal.stat().st_size // 2)
     code, said = toy.run()
     assert code != 0
     assert f"{journal}, line" in said
@@ -153,9 +159,7 @@ def test_an_altered_journal_is_refused(toy) -> None:
 def test_an_altered_record_is_not_overwritten_but_by_fresh(toy, reference: bytes) -> None:
     toy.run()
     table = toy.record / "table.csv"
-    data = bytearray(table.read_bytes())
-    data[100] ^= 1
-    table.write_bytes(data)
+    data = flip_a_bit(table, 100)
     code, said = toy.run()
     assert code != 0
     assert f"{table} must have the hash" in said
