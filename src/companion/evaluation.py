@@ -1,13 +1,15 @@
 """Estimates with their errors, and intervals over seeds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from companion.checks import real, require
+from companion.checks import Array, real, require
+from companion.streams import stream
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,40 @@ def ratio(top: ArrayLike, bottom: ArrayLike) -> Estimate:
     require(a.shape == b.shape, "top.shape", f"be that of bottom, {b.shape}", a.shape, "pair the samples")
     value = float(a.mean() / b.mean())
     return Estimate(value, estimate((a - value * b) / b.mean()).error, len(a))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        decimals = Estimate(self.value, (self.high - self.low) / 4, 2).decimals
+        return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+
+
+def bootstrap(
+    statistic: Callable[[Array], Array], samples: ArrayLike, *, purpose: str = "bootstrap", resamples: int = 2000
+) -> Interval:
+    """The percentile bootstrap of a statistic over seeds.
+
+    Args:
+        statistic: samples [..., seed, column] -> [...], for many resamples at once.
+        samples: [seed, column], one row a seed.
+        purpose: name of the stream that the resamples are drawn from.
+        resamples: how many.
+
+    Raises:
+        ValueError: fewer than two seeds, or an entry that is not finite.
+    """
+    array = real("samples", samples)
+    require(array.ndim == 2 and len(array) > 1, "samples.shape", "be [seed, column], two or more", array.shape, "stack")
+    picks = stream(0, purpose).integers(len(array), size=(resamples, len(array)))
+    low, high = np.quantile(statistic(array[picks]), [0.025, 0.975])
+    return Interval(float(statistic(array)), float(low), float(high))
 
 
 def log_log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:

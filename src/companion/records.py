@@ -59,7 +59,7 @@ def naming(path: Path, doing: str) -> Iterator[None]:
         ) from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """All of ``data`` under ``path``, or an error and what was there before."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path, "written"):
@@ -121,9 +121,9 @@ def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> Non
     table = frame.to_csv(index=False, lineterminator="\n").encode()
     with naming(where, "made"):
         where.mkdir(parents=True, exist_ok=True)
-    _write_atomically(where / TABLE, table)
+    write_atomically(where / TABLE, table)
     text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True, allow_nan=False)
-    _write_atomically(where / PROVENANCE, (text + "\n").encode())
+    write_atomically(where / PROVENANCE, (text + "\n").encode())
 
 
 def load(where: Path, *, expected: str | None = None) -> Record:

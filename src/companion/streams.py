@@ -1,10 +1,18 @@
 """Named, seeded streams of random numbers: the only source of randomness in the package."""
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from companion.checks import at_least, require
+
+if TYPE_CHECKING:  # torch is imported where it is used: a process that draws from NumPy alone starts without it
+    import torch
+
+_BLOCK = 2**18  # normals of one seed drawn at once: the same for any fleet, so that a run does not depend on it
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
@@ -16,3 +24,50 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     require(number.ndim == 0, "seed", "be one number", seed, "make one stream per run")
     digest = hashlib.sha256(purpose.encode()).digest()
     return np.random.default_rng([int(seed), *np.frombuffer(digest, dtype=np.uint32).tolist()])
+
+
+def torch_stream(seed: int, purpose: str, device: str = "cpu") -> "torch.Generator":
+    """The torch generator of ``seed`` for ``purpose`` on a device: the same numbers on every machine with that kind.
+
+    CPU and CUDA draw different numbers. Errors as in :func:`stream`.
+    """
+    import torch
+
+    return torch.Generator(device).manual_seed(int(stream(seed, purpose).integers(2**63)))
+
+
+def normals(
+    seeds: Sequence[int],
+    purpose: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    device: str = "cpu",
+    dtype: "torch.dtype | None" = None,
+) -> Callable[[int], dict[str, "torch.Tensor"]]:
+    """Standard normal draws for the steps of a fleet: step -> {name: [run, *shape]}, one run a seed.
+
+    A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier calls. Runs of one
+    seed get equal numbers, whatever their settings. Steps are drawn a block at a time.
+
+    Raises:
+        ValueError: a seed that is not a whole number >= 0.
+    """
+    import torch
+
+    own = sorted(set(seeds))
+    of_run = torch.tensor([own.index(seed) for seed in seeds], device=device)
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    block = max(1, min(64, _BLOCK // max(1, sum(sizes.values()))))
+
+    @lru_cache(maxsize=1)
+    def drawn(number: int) -> "torch.Tensor":
+        rngs = [torch_stream(seed, f"{purpose}/{number}", device) for seed in own]
+        size = (block, sum(sizes.values()))
+        return torch.stack([torch.randn(size, generator=rng, device=device, dtype=dtype) for rng in rngs], dim=1)
+
+    def at(step: int) -> dict[str, "torch.Tensor"]:
+        number, offset = divmod(step, block)
+        parts = torch.split(drawn(number)[offset], list(sizes.values()), dim=1)
+        return {n: part[of_run].reshape(-1, *shapes[n]) for n, part in zip(shapes, parts, strict=True)}
+
+    return at

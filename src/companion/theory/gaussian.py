@@ -153,8 +153,12 @@ def _check_tasks(covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike |
     return covariances, optima, weights / weights.sum()
 
 
-def _centre(matrices: Array, optima: Array, weights: Array, name: str) -> Array:
-    """E[M]^-1 E[M w*], the minimiser of E (w - w*).M (w - w*)."""
+def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = "E[M]") -> Array:
+    """E[M]^-1 E[M w*], the minimiser of E (w - w*).M (w - w*): [task, d, d], [task, d], [task] -> [d].
+
+    Raises:
+        ValueError: E[M] is singular.
+    """
     mean = np.einsum("t,tij->ij", weights, matrices)
     eigenvalues = np.linalg.eigvalsh(mean)
     require(
@@ -179,7 +183,7 @@ def minimiser_nal(covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike 
     Source: derived in book/landscape/gap.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
-    return _centre(covariances, optima, weights, "E[Sigma]")
+    return weighted_centre(covariances, optima, weights, "E[Sigma]")
 
 
 def minimiser_maml(
@@ -197,7 +201,7 @@ def minimiser_maml(
     Source: derived in book/landscape/gap.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
-    return _centre(q_matrix(covariances, alpha, support, steps=steps), optima, weights, "E[Q]")
+    return weighted_centre(q_matrix(covariances, alpha, support, steps=steps), optima, weights, "E[Q]")
 
 
 def excess_risk(

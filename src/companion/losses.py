@@ -1,0 +1,55 @@
+"""Losses for one task: loss(params, batch) -> scalar, made from a network's ``apply``."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from companion.adaptation import Loss
+from companion.meta_optimizers import Params
+from companion.nets import Apply
+
+
+def pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """``batch`` as (x, y), with as many samples in each; ValueError otherwise."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        got = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+        raise ValueError(f"a batch must be a pair (x, y), got {got}; give inputs and labels")
+    x, y = batch
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)) or x.shape[:1] != y.shape[:1]:
+        shapes = [tuple(getattr(side, "shape", ())) for side in (x, y)]
+        raise ValueError(f"x and y must be tensors with as many samples, got shapes {shapes}; samples come first")
+    return x, y
+
+
+def squared_error(apply: Apply) -> Loss:
+    """Half the mean squared error, mean_n |apply(x_n) - y_n|^2 / 2, in squared units of y.
+
+    Raises (the loss does):
+        ValueError: a batch that is no pair, or labels of another shape than the outputs.
+    """
+
+    def loss(params: Params, batch: Any) -> torch.Tensor:
+        x, y = pair(batch)
+        outputs = apply(params, x)
+        if outputs.shape != y.shape:  # broadcasting [n] against [n, 1] would silently compare all pairs
+            raise ValueError(f"y must have the outputs' shape {tuple(outputs.shape)}, got {tuple(y.shape)}; reshape it")
+        return (outputs - y).square().sum() / (2 * len(y))
+
+    return loss
+
+
+def cross_entropy(apply: Apply) -> Loss:
+    """Mean cross-entropy in nats of outputs [sample, class] against labels y [sample] of whole numbers.
+
+    Raises (the loss does):
+        ValueError: a batch that is no pair, or labels that are not whole.
+    """
+
+    def loss(params: Params, batch: Any) -> torch.Tensor:
+        x, y = pair(batch)
+        if y.dtype.is_floating_point or y.ndim != 1:
+            raise ValueError(f"y must be class numbers [sample], got {y.dtype} {tuple(y.shape)}; use an integer dtype")
+        return F.cross_entropy(apply(params, x), y)
+
+    return loss

@@ -1,0 +1,148 @@
+"""Networks as pairs of pure functions: ``init(generator)`` gives a dict of tensors, ``apply(params, x)`` the outputs.
+
+``apply`` takes the samples of one task, [sample, ...]; batch it from outside with ``torch.func.vmap``. A network with
+one output returns [sample], one with several [sample, output].
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from companion.checks import at_least, require
+from companion.meta_optimizers import Params
+
+Apply = Callable[[Params, torch.Tensor], torch.Tensor]
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "identity": lambda u: u,
+    "erf": lambda u: torch.erf(u / sqrt(2)),
+    "relu": torch.relu,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+_NORM_SLACK = 1e-5  # added to the variance in batch normalisation
+
+
+class Net(NamedTuple):
+    """A network: ``init(generator, dtype=torch.float32)`` draws parameters where the generator is; ``apply`` maps x."""
+
+    init: Callable[..., Params]
+    apply: Apply
+
+
+def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The activation of that name; erf is erf(u / sqrt 2). ValueError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def _sizes(name: str, sizes: Sequence[int]) -> list[int]:
+    at_least(name, sizes, 1, "a layer has at least one unit", whole=True)
+    return [int(size) for size in sizes]
+
+
+def _normal(generator: torch.Generator, shape: Sequence[int], std: float, dtype: torch.dtype) -> torch.Tensor:
+    return std * torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
+
+
+def two_layer(dim: int, hidden: int, activation_name: str = "relu") -> Net:
+    """f(W; x) = sum_j s(<w_j, x>), the second layer fixed at ones: params {"weight": [hidden, dim]}, x [sample, dim].
+
+    The rows start as N(0, I / dim), of length about one. Source: paper L's abstract names two-layer networks; the
+    form is this companion's choice.
+    """
+    shape, act = _sizes("hidden, dim", (hidden, dim)), activation(activation_name)
+
+    def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        return {"weight": _normal(generator, shape, shape[1] ** -0.5, dtype)}
+
+    return Net(init, lambda params, x: act(x @ params["weight"].mT).sum(-1))
+
+
+def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = True) -> Net:
+    """A multilayer perceptron of the given ``widths``, from the inputs to the outputs.
+
+    Params {"0.weight": [widths[1], widths[0]], "0.bias": [widths[1]], "1.weight": ...}; no activation after the last
+    layer. Weights start as N(0, g / fan-in), g = 2 before a ReLU and 1 otherwise; biases at 0.
+
+    Raises:
+        ValueError: fewer than two widths, one below 1, or an unknown activation.
+    """
+    sizes, act = _sizes("widths", widths), activation(activation_name)
+    require(len(sizes) >= 2, "widths", "name inputs and outputs, two or more", sizes, "a linear map is (d, 1)")
+    last = len(sizes) - 2
+
+    def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        params = {}
+        for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+            gain = 2.0 if activation_name == "relu" and i < last else 1.0
+            params[f"{i}.weight"] = _normal(generator, (fan_out, fan_in), sqrt(gain / fan_in), dtype)
+            if bias:
+                params[f"{i}.bias"] = torch.zeros(fan_out, device=generator.device, dtype=dtype)
+        return params
+
+    def apply(params: Params, x: torch.Tensor) -> torch.Tensor:
+        for i in range(last + 1):
+            x = x @ params[f"{i}.weight"].mT
+            if bias:
+                x = x + params[f"{i}.bias"]
+            x = act(x) if i < last else x
+        return x.squeeze(-1) if sizes[-1] == 1 else x
+
+    return Net(init, apply)
+
+
+def deep_linear(widths: Sequence[int]) -> Net:
+    """A product of matrices, y = x W_1^T ... W_L^T: an :func:`mlp` without biases or activations."""
+    return mlp(widths, "identity", bias=False)
+
+
+def linear(dim: int, outputs: int = 1) -> Net:
+    """y = x W^T, params {"0.weight": [outputs, dim]}."""
+    return deep_linear((dim, outputs))
+
+
+def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, pool: bool = True) -> Net:
+    """Blocks of 3x3 convolution, batch normalisation with the batch's own statistics and ReLU; then a linear layer.
+
+    ``image`` is (channels, height, width), x [sample, channels, height, width]. With ``pool`` every block ends in a
+    2x2 max-pooling and the features are flattened; without it they are averaged over the image. Convolutions start
+    as He normal, the linear layer as N(0, 1 / features). Source: the few-shot literature's usual body.
+
+    Raises:
+        ValueError: a size below 1, or an image that the poolings reduce to nothing.
+    """
+    channels, height, width = _sizes("image", image)
+    filters, blocks, ways = _sizes("filters, blocks, ways", (filters, blocks, ways))
+    side = (height >> blocks) * (width >> blocks) if pool else 1
+    require(
+        side >= 1, "image", f"be at least {2**blocks} wide and high for {blocks} poolings", image, "take fewer blocks"
+    )
+    features = filters * side
+
+    def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        params = {}
+        for i in range(blocks):
+            fan_in = 9 * (channels if i == 0 else filters)
+            shape = (filters, fan_in // 9, 3, 3)
+            params[f"{i}.conv"] = _normal(generator, shape, sqrt(2 / fan_in), dtype)
+            params[f"{i}.scale"] = torch.ones(filters, device=generator.device, dtype=dtype)
+            params[f"{i}.shift"] = torch.zeros(filters, device=generator.device, dtype=dtype)
+        params["head.weight"] = _normal(generator, (ways, features), features**-0.5, dtype)
+        params["head.bias"] = torch.zeros(ways, device=generator.device, dtype=dtype)
+        return params
+
+    def apply(params: Params, x: torch.Tensor) -> torch.Tensor:
+        for i in range(blocks):
+            x = F.conv2d(x, params[f"{i}.conv"], padding=1)
+            x = F.batch_norm(x, None, None, params[f"{i}.scale"], params[f"{i}.shift"], training=True, eps=_NORM_SLACK)
+            x = torch.relu(x)
+            x = F.max_pool2d(x, 2) if pool else x
+        x = x.flatten(1) if pool else x.mean((-2, -1))
+        return x @ params["head.weight"].mT + params["head.bias"]
+
+    return Net(init, apply)

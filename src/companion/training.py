@@ -1,0 +1,260 @@
+"""The outer loop, for a whole fleet of runs at once.
+
+The leading axis of every tensor is the run (a seed at a setting), then comes the task: params [run, ...], tasks
+[run, task, ...], settings [run, ...]. Runs do not mix: a fleet gives what its runs give one by one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_leaves
+
+from companion.checks import at_least, require
+from companion.meta_optimizers import Params
+from companion.records import RecordError, write_atomically
+from companion.sweeps import Diverged
+
+Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
+Gradient = Callable[..., tuple[Params, torch.Tensor]]  # (params, tasks, *settings) of a fleet -> gradients, values
+Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
+Watch = Callable[[int, Params, torch.Tensor], None]
+_LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
+
+
+class OutOfMemory(MemoryError):
+    """The fleet does not fit into the memory of its device; says how to make it smaller."""
+
+
+@contextmanager
+def _fitting(runs: int, chunk_size: int | None) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            now = f"{runs} runs, {chunk_size or 'all'} at once"
+            raise OutOfMemory(f"the fleet must fit into memory, got {now}; pass a smaller chunk_size") from error
+        raise
+
+
+def fleet_gradient(
+    objective: Objective, *, chunk_size: int | None = None, task_chunk: int | None = None, compiled: bool = False
+) -> Gradient:
+    """The gradient of the mean of ``objective`` over tasks, for every run of a fleet.
+
+    Args:
+        objective: (params, task, *settings) -> scalar, for one task.
+        chunk_size: runs computed at once; all by default. Smaller needs less memory and gives the same numbers.
+        task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 is fastest.
+        compiled: use ``torch.compile``, which pays in long runs (its first call takes seconds to a minute); where it
+            is not possible the plain function is used.
+
+    Returns:
+        (params [run, ...], tasks [run, task, ...], *settings [run, ...]) -> (gradients [run, ...], values [run]).
+
+    Raises (the function does):
+        OutOfMemory: name a smaller ``chunk_size``.
+        ValueError: parameters, tasks and settings that do not have the same number of runs.
+    """
+    for name, size in (("chunk_size", chunk_size), ("task_chunk", task_chunk)):
+        if size is not None:
+            at_least(name, size, 1, "leave it out to compute all at once", whole=True)
+
+    def of_run(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+        axes = (None, 0, *[None] * len(settings))
+        each, values = vmap(grad_and_value(objective), in_dims=axes, chunk_size=task_chunk)(params, tasks, *settings)
+        return {name: value.mean(0) for name, value in each.items()}, values.mean(0)
+
+    def plain(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+        found: tuple[Params, torch.Tensor] = vmap(of_run, chunk_size=chunk_size)(params, tasks, *settings)
+        return found
+
+    chosen = _compiled(plain) if compiled else plain
+
+    def of_fleet(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+        runs = {int(leaf.shape[0]) for leaf in tree_leaves((params, tasks, settings))}
+        require(len(runs) == 1, "params, tasks and settings", "start with one run axis", sorted(runs), "stack the runs")
+        with _fitting(runs.pop(), chunk_size):
+            return chosen(params, tasks, *settings)
+
+    return of_fleet
+
+
+def _compiled(plain: Gradient) -> Gradient:
+    """``plain`` through ``torch.compile``, or itself where the compiler cannot be had."""
+    chosen: list[Gradient] = []
+
+    def first(*arguments: Any) -> tuple[Params, torch.Tensor]:
+        if chosen:
+            return chosen[0](*arguments)
+        fast = torch.compile(plain, dynamic=False, fullgraph=True)
+        try:
+            found: tuple[Params, torch.Tensor] = fast(*arguments)
+            chosen.append(fast)
+        except Exception:  # no compiler, or nothing it can do: an error of the caller's own comes again below
+            found = plain(*arguments)
+            chosen.append(plain)
+        return found
+
+    return first
+
+
+class Optimizer(NamedTuple):
+    """An outer optimiser: ``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments).
+
+    Moments are a dict of tensors, so that a checkpoint can hold them; updates are subtracted.
+    """
+
+    init: Callable[[Params], Params]
+    update: Callable[[Params, Params, int], tuple[Params, Params]]
+
+
+Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
+
+
+def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
+    """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
+    if isinstance(rate, int | float) and not 0 < rate < float("inf"):
+        raise ValueError(f"rate must be positive and finite, got {rate}; it is the outer loop's step")
+
+    def at(step: int, like: torch.Tensor) -> float | torch.Tensor:
+        now = rate(step) if callable(rate) else rate
+        return now.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(now, torch.Tensor) and now.ndim else now
+
+    return at
+
+
+def sgd(rate: Rate) -> Optimizer:
+    """Plain gradient descent. ``rate`` is a number, a tensor [run], or a function of the step giving either."""
+    at = _rate_at(rate)
+    return Optimizer(lambda params: {}, lambda g, moments, t: ({n: at(t, v) * v for n, v in g.items()}, moments))
+
+
+def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
+    """Adam; ``rate`` as in :func:`sgd`, so that it may vary over a fleet. Source: Kingma and Ba (2015)."""
+    at, (b1, b2) = _rate_at(rate), betas
+
+    def init(params: Params) -> Params:
+        return {f"{kind}.{name}": torch.zeros_like(value) for name, value in params.items() for kind in ("m", "v")}
+
+    def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
+        new, updates = {}, {}
+        for name, g in gradients.items():
+            m = new[f"m.{name}"] = torch.lerp(g, moments[f"m.{name}"], b1)
+            v = new[f"v.{name}"] = torch.lerp(g * g, moments[f"v.{name}"], b2)
+            size = (v / (1 - b2 ** (step + 1))).sqrt() + eps
+            updates[name] = at(step, g) * m / (1 - b1 ** (step + 1)) / size
+        return updates, new
+
+    return Optimizer(init, update)
+
+
+def cosine(rate: float, steps: int) -> Callable[[int], float]:
+    """A rate that falls from ``rate`` to 0 over ``steps`` along half a cosine."""
+    return lambda step: float(rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2)
+
+
+class Checkpoint(NamedTuple):
+    """Where a long training keeps its state, how often, and what it is of (any text; another run's is refused)."""
+
+    path: Path
+    every: int
+    of: str
+
+
+def train(
+    gradient: Gradient,
+    params: Params,
+    draw: Draw,
+    *,
+    optimizer: Optimizer,
+    steps: int,
+    settings: tuple[Any, ...] = (),
+    watch: Watch | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Params:
+    """Train a fleet for ``steps`` outer steps; returns the parameters, [run, ...].
+
+    Args:
+        gradient: from :func:`fleet_gradient`.
+        params: where the runs start, [run, ...]; not changed.
+        draw: step -> tasks [run, task, ...]. It must depend on the step alone, so that a resumed run sees the same.
+        optimizer: :func:`sgd` or :func:`adam`.
+        steps: outer steps, >= 0.
+        settings: further arguments of the objective, tensors [run, ...].
+        watch: called as watch(step, params, values) with the parameters before each step, and their objective [run].
+        checkpoint: keep the state there every so many steps, and go on from it if it is there. On a CPU an
+            interrupted and resumed run ends with the same bits. The file is removed at the end.
+
+    Raises:
+        Diverged: the objective of some run is not finite; names the step and the runs.
+        OutOfMemory: the fleet does not fit.
+        RecordError: the checkpoint is damaged, or of another run.
+        ValueError: steps below 0 or not whole.
+    """
+    at_least("steps", steps, 0, "0 steps return the start", whole=True)
+    params, moments, start = dict(params), optimizer.init(params), 0
+    if checkpoint is not None and checkpoint.path.exists():
+        params, moments, start = _resume(checkpoint, params, moments)
+    for step in range(start, steps):
+        gradients, values = gradient(params, draw(step), *settings)
+        if step % _LOOK_EVERY == 0 or step == steps - 1:
+            _look(values, step)
+        if watch is not None:
+            watch(step, params, values)
+        with torch.no_grad():
+            updates, moments = optimizer.update(gradients, moments, step)
+            params = {name: value - updates[name] for name, value in params.items()}
+        if checkpoint is not None and (step + 1) % checkpoint.every == 0 and step + 1 < steps:
+            _keep(checkpoint, params, moments, step + 1)
+    _look(sum(value.flatten(1).sum(1) for value in params.values()), steps)
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
+    return params
+
+
+def _look(values: Any, step: int) -> None:
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if bad:
+        raise Diverged(step, f"the objective of run {bad[0]} ({len(bad)} of {len(values)} runs)")
+
+
+def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
+    shapes = {name: [str(value.dtype), *value.shape] for name, value in sorted(state.items())}
+    return hashlib.sha256(json.dumps([checkpoint.of, shapes]).encode()).hexdigest()
+
+
+def _keep(checkpoint: Checkpoint, params: Params, moments: Params, step: int) -> None:
+    from safetensors.torch import save
+
+    state = {f"params/{name}": value.contiguous() for name, value in params.items()}
+    state |= {f"moments/{name}": value.contiguous() for name, value in moments.items()}
+    data = save(state, metadata={"step": str(step), "of": _fingerprint(checkpoint, state)})
+    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(checkpoint.path, hashlib.sha256(data).digest() + data)
+
+
+def _resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Params, Params, int]:
+    from safetensors.torch import load
+
+    data = checkpoint.path.read_bytes()
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        raise RecordError(
+            f"{checkpoint.path} must match its hash, got an altered or cut file; remove it to start afresh"
+        )
+    state = load(data[32:])
+    header = json.loads(data[40 : 40 + int.from_bytes(data[32:40], "little")])["__metadata__"]
+    if header["of"] != _fingerprint(checkpoint, state) or {f"params/{n}" for n in params} - state.keys():
+        raise RecordError(f"{checkpoint.path} must be the checkpoint of this run, got that of another; remove it")
+    device = next(iter(params.values())).device
+    kept = {name: value.to(device) for name, value in state.items()}
+    return (
+        {name: kept[f"params/{name}"] for name in params},
+        {name: kept[f"moments/{name}"] for name in moments},
+        int(header["step"]),
+    )
