@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from companion.checks import at_least, require
 from companion.meta_optimizers import Params
-from companion.records import RecordError, write_atomically
+from companion.records import RecordError, naming, write_atomically
 from companion.sweeps import Diverged
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
@@ -224,37 +224,41 @@ def _look(values: Any, step: int) -> None:
         raise Diverged(step, f"the objective of run {bad[0]} ({len(bad)} of {len(values)} runs)")
 
 
+def _state(params: Params, moments: Params) -> dict[str, torch.Tensor]:
+    parts = {"params": params, "moments": moments}
+    return {f"{part}/{name}": value.contiguous() for part, tree in parts.items() for name, value in tree.items()}
+
+
 def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
     shapes = {name: [str(value.dtype), *value.shape] for name, value in sorted(state.items())}
     return hashlib.sha256(json.dumps([checkpoint.of, shapes]).encode()).hexdigest()
 
 
 def _keep(checkpoint: Checkpoint, params: Params, moments: Params, step: int) -> None:
+    """Write the state: the hash of the rest, then a safetensors file with the step in its header."""
     from safetensors.torch import save
 
-    state = {f"params/{name}": value.contiguous() for name, value in params.items()}
-    state |= {f"moments/{name}": value.contiguous() for name, value in moments.items()}
+    state = _state(params, moments)
     data = save(state, metadata={"step": str(step), "of": _fingerprint(checkpoint, state)})
     checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(checkpoint.path, hashlib.sha256(data).digest() + data)
 
 
 def _resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Params, Params, int]:
+    """What :func:`_keep` wrote, for a run that would start with ``params`` and ``moments``."""
     from safetensors.torch import load
 
-    data = checkpoint.path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        raise RecordError(
-            f"{checkpoint.path} must match its hash, got an altered or cut file; remove it to start afresh"
-        )
-    state = load(data[32:])
-    header = json.loads(data[40 : 40 + int.from_bytes(data[32:40], "little")])["__metadata__"]
-    if header["of"] != _fingerprint(checkpoint, state) or {f"params/{n}" for n in params} - state.keys():
-        raise RecordError(f"{checkpoint.path} must be the checkpoint of this run, got that of another; remove it")
-    device = next(iter(params.values())).device
-    kept = {name: value.to(device) for name, value in state.items()}
-    return (
-        {name: kept[f"params/{name}"] for name in params},
-        {name: kept[f"moments/{name}"] for name in moments},
-        int(header["step"]),
-    )
+    path = checkpoint.path
+    with naming(path, "read"):
+        stated, data = path.read_bytes()[:32], path.read_bytes()[32:]
+    if hashlib.sha256(data).digest() != stated:
+        raise RecordError(f"{path} must match its hash, got an altered or cut file; remove it to start afresh")
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    if header["of"] != _fingerprint(checkpoint, _state(params, moments)):
+        raise RecordError(f"{path} must be the checkpoint of this run, got that of another; remove it")
+    kept = load(data)
+
+    def back(part: str, tree: Params) -> Params:
+        return {name: kept[f"{part}/{name}"].to(value.device) for name, value in tree.items()}
+
+    return back("params", params), back("moments", moments), int(header["step"])

@@ -61,6 +61,24 @@ def mean_curvature(activation: str, of: Teachers, group: int, seed: int, count: 
     return vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights).mean(0)
 
 
+def leftover(
+    activation: str,
+    weights: torch.Tensor,
+    rho: torch.Tensor,
+    h: Array,
+    alpha: float,
+    support: int | None,
+    x: torch.Tensor,
+) -> Array:
+    """Q of one teacher, E[(I - a H_hat) H (I - a H_hat)], from its curvature ``h`` and, for samples, drawn ``x``."""
+    if support is None:
+        return q_matrix(h, alpha, np.inf)
+    phi = features(activation, weights, rho.sqrt() * x).numpy()
+    sizes = np.einsum("ni,ij,nj->n", phi, h, phi, optimize=True)
+    fourth = (phi * sizes[:, None]).T @ phi / len(phi)  # E[(phi.H phi) phi phi^T]
+    return np.asarray(h - 2 * alpha * h @ h + alpha**2 * ((1 - 1 / support) * h @ h @ h + fourth / support))
+
+
 class Prediction(NamedTuple):
     """What the quadratic model says: both risks after one step, and the distance of the centres up to permutation."""
 
@@ -83,11 +101,8 @@ def predict(
     x = _inputs(seed, weights.shape[-1])
     h = vmap(lambda w, r: curvature(activation, w, r, x))(weights, rho).numpy()
     h = (h + h.swapaxes(1, 2)) / 2
-    if support is None:
-        q = q_matrix(h, alpha, np.inf)
-    else:
-        fourth = np.stack([_fourth(activation, *task, x) for task in zip(weights, rho, h, strict=True)])
-        q = h - 2 * alpha * h @ h + alpha**2 * ((1 - 1 / support) * h @ h @ h + fourth / support)
+    tasks = zip(weights, rho, h, strict=True)
+    q = np.stack([leftover(activation, *task, alpha, support, x) for task in tasks])
     optima = weights.flatten(1).numpy()
     equal = np.full(count, 1 / count)
 
@@ -96,10 +111,3 @@ def predict(
         return float(np.einsum("ti,tij,tj->t", error, q, error).mean() / 2)
 
     return Prediction(risk(h), risk(q), float((easy - of.centres[teachers.HARD]).norm()))
-
-
-def _fourth(activation: str, weights: torch.Tensor, rho: torch.Tensor, h: Array, x: torch.Tensor) -> Array:
-    """E[(phi.H phi) phi phi^T], drawn."""
-    phi = features(activation, weights, rho.sqrt() * x).numpy()
-    size = np.einsum("ni,ij,nj->n", phi, h, phi, optimize=True)
-    return np.asarray((phi * size[:, None]).T @ phi / len(phi))

@@ -1,0 +1,93 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch.func import vmap
+
+from companion.nets import two_layer
+from companion.streams import normals, torch_stream
+from companion.tasks import teachers
+from companion.theory.kernels import hessian, population_loss
+
+F64 = torch.float64
+BASE = dict(dim=8, hidden=3, rho_easy=1.0, rho_hard=0.3, distance=1.5, var_easy=0.2, var_hard=0.05)
+
+
+def family(**changes: float) -> teachers.Teachers:
+    return teachers.family(torch_stream(0, "tests/teachers"), **BASE | changes)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.7, 2.0, math.sqrt(6)])
+def test_centres_are_apart_and_equally_curved(distance: float) -> None:
+    of = family(distance=distance, length=1.2)
+    easy, hard = of.centres
+    assert (easy - hard).norm().item() == pytest.approx(distance, abs=1e-12)
+    for centre in of.centres:
+        torch.testing.assert_close(centre @ centre.T, 1.44 * torch.eye(3, dtype=F64))
+    spectra = [torch.linalg.eigvalsh(hessian(centre, centre, 0.7, "relu")) for centre in of.centres]
+    torch.testing.assert_close(*spectra, rtol=1e-7, atol=1e-9)
+    assert spectra[0][-1] > 2 * spectra[0][0]
+
+
+def test_no_permutation_is_nearer() -> None:
+    easy, hard = family(distance=2.3).centres
+    torch.testing.assert_close(teachers.aligned(easy, hard), easy)
+    for order in itertools.permutations(range(3)):
+        moved = easy[list(order)]
+        torch.testing.assert_close(teachers.aligned(moved, hard), easy)
+        assert population_loss(moved, easy, 1.0, "erf") == pytest.approx(0, abs=1e-12)
+
+
+def test_families_of_one_seed_share_their_centre_and_direction() -> None:
+    near, far = family(distance=0.5), family(distance=2.0, rho_hard=0.1)
+    assert torch.equal(near.centres[teachers.HARD], far.centres[teachers.HARD])
+    asides = [
+        of.centres[teachers.EASY] - (1 - d**2 / 6) * of.centres[teachers.HARD] for of, d in ((near, 0.5), (far, 2.0))
+    ]
+    torch.testing.assert_close(asides[0] / asides[0].norm(), asides[1] / asides[1].norm())
+
+
+def test_drawn_teachers_have_the_stated_moments() -> None:
+    of, count = family(hard_fraction=0.3), 20_000
+    drawn = {name: value[0] for name, value in normals([1], "tests", teachers.shapes(of, count), dtype=F64)(0).items()}
+    weights, rho, group = vmap(teachers.teacher, in_dims=(None, 0))(of, drawn)
+    assert group.double().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / count))
+    for index, (variance, inputs) in enumerate([(0.2, 1.0), (0.05, 0.3)]):
+        own = weights[group == index]
+        squares = (own - of.centres[index]).square().sum((1, 2))
+        error = squares.std().item() / math.sqrt(len(own))
+        assert squares.mean().item() == pytest.approx(variance, abs=4 * error)
+        assert (rho[group == index] == inputs).all()
+
+
+def test_a_sampled_task_is_its_teachers_output() -> None:
+    of = family()
+    drawn = {
+        name: value[0, 0] for name, value in normals([1], "tests", teachers.shapes(of, 1, 500), dtype=F64)(0).items()
+    }
+    net = two_layer(8, 3, "softplus")
+    task = teachers.sampled_task(of, drawn, net.apply, 200)
+    weights, rho, _ = teachers.teacher(of, drawn)
+    assert [len(task.support[0]), len(task.query[0])] == [200, 300]
+    x = torch.cat([task.support[0], task.query[0]])
+    assert x.var().item() == pytest.approx(rho.item(), rel=0.1)
+    for x, y in task:
+        torch.testing.assert_close(y, net.apply({"weight": weights}, x))
+    exact = teachers.population_task(of, drawn)
+    assert all(torch.equal(side[0], weights) and torch.equal(side[1], rho) for side in exact)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"hidden": 5}, "hidden must be at most dim / 2 = 4, got 5"),
+    ({"hidden": 0}, "hidden must be at least 1"),
+    ({"dim": 7.5}, "dim must be a whole number"),
+    ({"rho_hard": 0}, "rho_hard must be positive and finite"),
+    ({"length": math.inf}, "length must be positive and finite"),
+    ({"var_easy": -1}, "var_easy must be at least 0"),
+    ({"distance": 2.5}, r"distance must lie in \[0, 2.449\], got 2.5; or make the rows longer"),
+    ({"hard_fraction": 1}, r"hard_fraction must lie in \(0, 1\)"),
+])  # fmt: skip
+def test_bad_input(changes: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        family(**changes)

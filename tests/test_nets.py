@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import vmap
+
+from companion import nets
+
+F64 = torch.float64
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(1), dtype=F64)
+
+
+def test_two_layer_is_a_sum_over_hidden_units() -> None:
+    net, x = nets.two_layer(3, 4, "erf"), inputs(6, 3)
+    params = net.init(generator(), dtype=F64)
+    expected = [sum(math.erf(float(w @ row) / math.sqrt(2)) for w in params["weight"]) for row in x]
+    torch.testing.assert_close(net.apply(params, x), torch.tensor(expected, dtype=F64))
+
+
+def test_an_mlp_is_that_of_torch() -> None:
+    net, x = nets.mlp((3, 5, 4, 2), "tanh"), inputs(6, 3)
+    params = net.init(generator(), dtype=F64)
+    params["1.bias"] += 1
+    peer = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    for layer, i in zip(peer[::2], range(3), strict=True):
+        layer.weight.data, layer.bias.data = params[f"{i}.weight"], params[f"{i}.bias"]
+    torch.testing.assert_close(net.apply(params, x), peer(x))
+
+
+def test_a_deep_linear_net_is_the_product_of_its_matrices() -> None:
+    net, x = nets.deep_linear((3, 5, 4, 2)), inputs(6, 3)
+    params = net.init(generator(), dtype=F64)
+    assert list(params) == ["0.weight", "1.weight", "2.weight"]
+    product = params["2.weight"] @ params["1.weight"] @ params["0.weight"]
+    torch.testing.assert_close(net.apply(params, x), x @ product.T)
+    line = nets.linear(3)
+    assert line.apply(line.init(generator(), dtype=F64), x).shape == (6,)
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_a_cnn_is_that_of_torch(pool: bool) -> None:
+    net, x = nets.cnn((2, 9, 8), 5, 2, 3, pool=pool), inputs(6, 2, 9, 8)
+    params = net.init(generator(), dtype=F64)
+    params["1.shift"] += torch.linspace(-1, 1, 5)
+    blocks = []
+    for i, channels in enumerate((2, 5)):
+        conv, norm = nn.Conv2d(channels, 5, 3, padding=1, bias=False).double(), nn.BatchNorm2d(5).double()
+        conv.weight.data, norm.weight.data, norm.bias.data = (params[f"{i}.{n}"] for n in ("conv", "scale", "shift"))
+        blocks += [conv, norm, nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]
+    head = nn.Linear(5 * 4 if pool else 5, 3).double()
+    head.weight.data, head.bias.data = params["head.weight"], params["head.bias"]
+    peer = nn.Sequential(*blocks, nn.Flatten() if pool else nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    torch.testing.assert_close(net.apply(params, x), peer(x))
+
+
+def test_starts_keep_the_scale() -> None:
+    """Outputs of wide networks on standard normal inputs have a mean square near 1."""
+    x = torch.randn(400, 200, generator=generator(1))
+    for net in (nets.mlp((200, 300, 300, 50)), nets.linear(200, 50)):
+        assert net.apply(net.init(generator()), x).square().mean().item() == pytest.approx(1, abs=0.2)
+    lengths = nets.two_layer(200, 300).init(generator())["weight"].norm(dim=1)
+    assert lengths.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_start_is_fixed_by_its_generator_and_fits_vmap() -> None:
+    net = nets.cnn((1, 8, 8), 4, 2, 3)
+    first, same, other = (net.init(generator(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["0.conv"], other["0.conv"])
+    params = {name: torch.stack([first[name], other[name]]) for name in first}
+    x = torch.randn(2, 6, 1, 8, 8, generator=generator(2))
+    both = vmap(net.apply)(params, x)
+    torch.testing.assert_close(both[1], net.apply(other, x[1]))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of identity, erf, .* got 'cos'"):
+        nets.two_layer(3, 2, "cos")
+    with pytest.raises(ValueError, match="widths must name inputs and outputs, two or more"):
+        nets.mlp((3,))
+    with pytest.raises(ValueError, match="widths must be at least 1"):
+        nets.mlp((3, 0, 1))
+    with pytest.raises(ValueError, match="hidden, dim must be a whole number"):
+        nets.two_layer(3, 1.5)
+    with pytest.raises(ValueError, match="image must be at least 16 wide and high for 4 poolings"):
+        nets.cnn((1, 8, 8), 4, 4, 3)
