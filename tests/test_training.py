@@ -85,7 +85,29 @@ def test_a_gradient_is_that_of_the_mean_over_tasks() -> None:
         torch.testing.assert_close(found[name][0], exact, rtol=1e-10, atol=1e-12)
 
 
-def test_compiled_gives_the_same() -> None:
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What compiled functions raise: with any of these the plain one is used, and no other test would notice."""
+    found: list[Exception] = []
+    real = torch.compile
+
+    def spy(function: Callable, **options: object) -> Callable:
+        fast = real(function, **options)
+
+        def call(*arguments: object) -> object:
+            try:
+                return fast(*arguments)
+            except Exception as error:
+                found.append(error)
+                raise
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", spy)
+    return found
+
+
+def test_compiled_gives_the_same(failures: list[Exception]) -> None:
     params, draw, alpha = fleet([0, 1, 2])
     plain, fast = fleet_gradient(objective), fleet_gradient(objective, compiled=True)
     expected, values = plain(params, draw(0), alpha)
@@ -94,6 +116,21 @@ def test_compiled_gives_the_same() -> None:
         torch.testing.assert_close(same, values, rtol=1e-9, atol=0)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
+    assert failures == []
+
+
+def test_every_fleet_can_be_compiled(failures: list[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives up on a function after a number of recompilations; another fleet is another function."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    params, draw, alpha = fleet([0, 1])
+    for power in (1, 2, 3):
+
+        def other(p: Params, normal: dict[str, torch.Tensor], alpha: torch.Tensor, power: int = power) -> torch.Tensor:
+            return (p["0.weight"] ** power).sum() * alpha * normal["x"].mean()
+
+        fleet_gradient(other, compiled=True)(params, draw(0), alpha)
+    assert failures == []
 
 
 def test_without_a_compiler_the_plain_function_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

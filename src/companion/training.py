@@ -6,10 +6,12 @@ The leading axis of every tensor is the run (a seed at a setting), then comes th
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.func import grad_and_value, vmap
@@ -74,7 +76,7 @@ def fleet_gradient(
         found: tuple[Params, torch.Tensor] = vmap(of_run, chunk_size=chunk_size)(params, tasks, *settings)
         return found
 
-    chosen = _compiled(plain) if compiled else plain
+    chosen = _compiled(cast(FunctionType, plain)) if compiled else plain
 
     def of_fleet(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
         runs = {int(leaf.shape[0]) for leaf in tree_leaves((params, tasks, settings))}
@@ -85,16 +87,20 @@ def fleet_gradient(
     return of_fleet
 
 
-def _compiled(plain: Gradient) -> Gradient:
+def _compiled(plain: FunctionType) -> Gradient:
     """``plain`` through ``torch.compile``, or itself where the compiler cannot be had."""
     chosen: list[Gradient] = []
 
     def first(*arguments: Any) -> tuple[Params, torch.Tensor]:
         if chosen:
             return chosen[0](*arguments)
-        fast = torch.compile(plain, dynamic=False, fullgraph=True)
+        # torch counts recompilations by code object, which all fleets share, and gives up after eight: take a copy
+        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
+        fast = torch.compile(own, dynamic=False, fullgraph=True)
         try:
-            found: tuple[Params, torch.Tensor] = fast(*arguments)
+            with warnings.catch_warnings():  # the compiler's own deprecations are no concern of the reader's
+                warnings.simplefilter("ignore")
+                found: tuple[Params, torch.Tensor] = fast(*arguments)
             chosen.append(fast)
         except Exception:  # no compiler, or nothing it can do: an error of the caller's own comes again below
             found = plain(*arguments)

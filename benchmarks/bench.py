@@ -1,0 +1,210 @@
+"""Time the engine beside its peers, after checking that all compute the same meta-gradient.
+
+python benchmarks/bench.py           every work that this machine can do; writes benchmarks/results, updates the tables
+python benchmarks/bench.py --check   only the equality, on small networks in float64
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGES = (ROOT / "README.md", ROOT / "book" / "reproduce.md")
+BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"
+CHECK, TIMED = 1e-5, 1e-4  # greatest difference of two meta-gradients, relative to their size
+
+
+def differ(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """|a - b| / |b| over the runs that both have."""
+    import numpy as np
+
+    runs = min(len(next(iter(side.values()))) for side in (a, b))
+    off = sum(float(((np.asarray(a[name][:runs], dtype=float) - b[name][:runs]) ** 2).sum()) for name in b)
+    size = sum(float((np.asarray(b[name][:runs], dtype=float) ** 2).sum()) for name in b)
+    return float(np.sqrt(off / size))
+
+
+def entrants(work: Any) -> dict[str, Any]:
+    """The step of every contestant that can do the work, its first call's seconds, and its gradient."""
+    from contestants import CONTESTANTS, arrays
+
+    found = {}
+    for name, make in CONTESTANTS.items():
+        step = make(work)
+        if step is None:
+            continue
+        started = time.perf_counter()
+        gradient = arrays(step())
+        found[name] = (step, time.perf_counter() - started, gradient)
+    return found
+
+
+def agree(work: Any, found: dict[str, Any], tolerance: float) -> float:
+    """The largest difference from the plain engine; exits where one is too large, or where nothing was computed."""
+    import numpy as np
+
+    reference = found["companion"][2]
+    size = np.sqrt(sum(float((value.astype(float) ** 2).sum()) for value in reference.values()))
+    if not size > 1e-2:
+        sys.exit(f"{work.name}: the meta-gradient must not vanish, its size is {size}")
+    worst = 0.0
+    for name, (_, _, gradient) in found.items():
+        off = differ(gradient, reference)
+        worst = max(worst, off)
+        if not off < tolerance:
+            sys.exit(
+                f"{work.name}: the meta-gradient of {name} must be that of companion to {tolerance}, is off by {off}"
+            )
+    return worst
+
+
+def check() -> None:
+    """All contestants agree on small works of every kind."""
+    from works import CHECKS
+
+    for work in CHECKS:
+        found = entrants(work)
+        print(f"{work.name}: {len(found)} agree to {agree(work, found, CHECK):.1e}", flush=True)
+
+
+def wait_for(device: str) -> None:
+    """Let the device finish what it was given."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def measure(work: Any, seconds: float) -> dict[str, Any]:
+    """Times of every contestant, in turn, for about ``seconds`` each and at least 5 rounds."""
+    from contestants import PER_RUN
+
+    found = entrants(work)
+    worst = agree(work, found, TIMED)
+    taken: dict[str, list[float]] = {name: [] for name in found}
+    while True:
+        for name, (step, _, _) in found.items():
+            if len(taken[name]) >= 5 and sum(taken[name]) > seconds:
+                continue
+            wait_for(work.device)
+            started = time.perf_counter()
+            step()
+            wait_for(work.device)
+            taken[name].append(time.perf_counter() - started)
+        if all(len(times) >= 5 and sum(times) > seconds for times in taken.values()):
+            break
+        if max(len(times) for times in taken.values()) >= 200:
+            break
+    rows = {}
+    for name, times in taken.items():
+        runs = min(work.peer_runs, work.runs) if name in PER_RUN else work.runs
+        micros = [1e6 * t / runs for t in times]
+        rows[name] = {
+            "median_us": statistics.median(micros), "least_us": min(micros), "most_us": max(micros),
+            "rounds": len(micros), "first_call_s": found[name][1],
+        }  # fmt: skip
+    return {"title": work.title, "largest_difference": worst, "contestants": rows}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the times depend on."""
+    from importlib import metadata
+
+    import torch
+
+    from companion.records import commit
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu
+        )
+    names = ("torch", "higher", "torchopt", "jax", "jaxlib", "numpy")
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "python": platform.python_version(), "commit": commit(),
+        "versions": {name: metadata.version(name) for name in names},
+        "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+
+
+def rounded(value: float) -> str:
+    """A time or ratio to two or three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def render(results: Path = RESULTS) -> str:
+    """The tables of all results, as Markdown."""
+    lines = [
+        "Time of one MAML meta-gradient, per run; median of interleaved rounds, least to most in brackets. *Ratio*:",
+        "over the faster of our two.",
+        "",
+    ]
+    for path in sorted(results.glob("*.json")):
+        result = json.loads(path.read_text())
+        rows = result["contestants"]
+        best = min(row["median_us"] for name, row in rows.items() if name.startswith("companion"))
+        where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+        lines += [
+            f"**{result['title']}** ({where}; {result['machine']['date']}):", "",
+            "| | ms per run | ratio | first call, s |", "| --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for name, row in rows.items():
+            low, mid, high = (rounded(row[key] / 1000) for key in ("least_us", "median_us", "most_us"))
+            times = f"{mid} [{low}, {high}]"
+            lines.append(f"| {name} | {times} | {rounded(row['median_us'] / best)} | {rounded(row['first_call_s'])} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def put_tables() -> None:
+    """Write the rendered tables between the marks of the pages."""
+    for page in PAGES:
+        text = page.read_text()
+        head, rest = text.split(BEGIN)
+        page.write_text(f"{head}{BEGIN}\n\n{render()}\n\n{END}{rest.split(END)[1]}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only check that all compute the same")
+    parser.add_argument("--only", help="the name of one work")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each contestant")
+    arguments = parser.parse_args()
+    if arguments.check:
+        check()
+        return
+    import torch
+
+    from works import WORKS
+
+    names = [work.name for work in WORKS]
+    if arguments.only not in (None, *names):
+        parser.error(f"--only must be one of {', '.join(names)}")
+    for work in WORKS:
+        if arguments.only not in (None, work.name):
+            continue
+        if work.device == "cuda" and not torch.cuda.is_available():
+            print(f"{work.name}: left out, no CUDA device")
+            continue
+        result = {"machine": machine(work.device), **measure(work, arguments.seconds)}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{work.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{work.name}: done", flush=True)
+    put_tables()
+    print(render())
+
+
+if __name__ == "__main__":
+    main()
