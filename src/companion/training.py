@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch.func import grad_and_value, vmap
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from companion.checks import at_least, require
 from companion.meta_optimizers import Params
@@ -68,23 +68,60 @@ def fleet_gradient(
             at_least(name, size, 1, "leave it out to compute all at once", whole=True)
 
     def of_run(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        axes = (None, 0, *[None] * len(settings))
-        each, values = vmap(grad_and_value(objective), in_dims=axes, chunk_size=task_chunk)(params, tasks, *settings)
-        return {name: value.mean(0) for name, value in each.items()}, values.mean(0)
+        each = _batched(grad_and_value(objective), (False, True, *[False] * len(settings)))(params, tasks, *settings)
+        total: tuple[Params, torch.Tensor] = tree_map(lambda leaf: leaf.sum(0), each)
+        return total
 
-    def plain(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        found: tuple[Params, torch.Tensor] = vmap(of_run, chunk_size=chunk_size)(params, tasks, *settings)
+    def of_block(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+        found: tuple[Params, torch.Tensor] = _batched(of_run, (True,) * (2 + len(settings)))(params, tasks, *settings)
         return found
 
-    chosen = _compiled(cast(FunctionType, plain)) if compiled else plain
+    block = _compiled(cast(FunctionType, of_block)) if compiled else of_block
+
+    def of_runs(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+        parts = [block(params, some, *settings) for some in _pieces(tasks, 1, task_chunk)]
+        count = tree_leaves(tasks)[0].shape[1]
+        mean: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: sum(leaves) / count, *parts)
+        return mean
 
     def of_fleet(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        runs = {int(leaf.shape[0]) for leaf in tree_leaves((params, tasks, settings))}
+        everything = (params, tasks, *settings)
+        runs = {int(leaf.shape[0]) for leaf in tree_leaves(everything)}
         require(len(runs) == 1, "params, tasks and settings", "start with one run axis", sorted(runs), "stack the runs")
         with _fitting(runs.pop(), chunk_size):
-            return chosen(params, tasks, *settings)
+            parts = [of_runs(*some) for some in _pieces(everything, 0, chunk_size)]
+            found: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: torch.cat(leaves), *parts)
+        return found
 
     return of_fleet
+
+
+def _pieces(tree: Any, axis: int, size: int | None) -> Iterator[Any]:
+    """``tree`` in pieces of at most ``size`` along an axis of every leaf, or whole."""
+    length = tree_leaves(tree)[0].shape[axis]
+    if size is None or size >= length:
+        yield tree
+        return
+    for first in range(0, length, size):
+        few = min(size, length - first)
+        yield tree_map(lambda leaf, first=first, few=few: leaf.narrow(axis, first, few), tree)
+
+
+def _batched(function: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., Any]:
+    """``vmap`` over the first axis of the arguments marked in ``over``.
+
+    An axis of length one is taken off and put back instead: vmap would turn a convolution with weights of its own
+    into a grouped one, which a CPU computes slowly.
+    """
+
+    def batched(*arguments: Any) -> Any:
+        mapped = next(argument for argument, on in zip(arguments, over, strict=True) if on)
+        if tree_leaves(mapped)[0].shape[0] != 1:
+            return vmap(function, in_dims=tuple(0 if on else None for on in over))(*arguments)
+        one = [tree_map(lambda leaf: leaf[0], a) if on else a for a, on in zip(arguments, over, strict=True)]
+        return tree_map(lambda leaf: leaf[None], function(*one))
+
+    return batched
 
 
 def _compiled(plain: FunctionType) -> Gradient:
