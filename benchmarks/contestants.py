@@ -196,7 +196,7 @@ def jax_map(work: Work) -> Step | None:
     """JAX: jitted, one task after the other, which suits its convolutions on a CPU."""
     import jax
 
-    return _jax(work, jax.lax.map) if work.kind == "cnn" and work.compiled else None
+    return _jax(work, jax.lax.map) if work.name == "cnn-cpu" else None
 
 
 CONTESTANTS: dict[str, Callable[[Work], Step | None]] = {

@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -38,9 +39,13 @@ def show() -> None:
 
 @app.command("verify", help="Check every record and recompute every verdict. Example: companion verify")
 def verify(
-    profile: Annotated[str, typer.Option(help="quick or full")] = "full",
+    profile: Annotated[str, typer.Option(help="whose verdicts: quick or full")] = "full",
 ) -> None:
-    """Print the ledger; fails where a record has been altered."""
+    """Print the ledger of a profile; fails where any record, of any profile, has been altered."""
+    for name in experiments.NAMES:
+        for each in experiments.get(name).profiles:
+            with suppress(records.MissingRecord):
+                experiments.get(name).load(each)
     table = Table("claim", "verdict", "value", "95 %", "of what", "from")
     for claim in claims.evaluate(profile):
         table.add_row(claim.id, claim.verdict, *claim.numbers, claim.what or "", claim.source or "")

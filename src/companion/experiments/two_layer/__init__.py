@@ -59,7 +59,7 @@ class Config:
 PROFILES = {
     "quick": Config(
         sweeps={"distance": (0.0, 1.0, 2.0), "var_hard": (0.01, 1.0), "rho_hard": (0.1, 0.2, 1.0)},
-        seeds=5, steps=300, test_tasks=150, test_query=100,
+        seeds=5, steps=400, test_tasks=150, test_query=100,
     ),
     "full": Config(),
 }  # fmt: skip
