@@ -1,6 +1,6 @@
 """The work that is timed: meta-gradients of MAML for given networks, starts and tasks, from fixed seeds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,12 @@ class Work:
     device: str = "cpu"
     first_order: bool = False
     compiled: bool = True  # whether our compiled form takes part: on CNNs on a CPU it costs minutes and gains nothing
+
+    @property
+    def twin(self) -> "Work":
+        """The same work on two runs of two tasks in double precision: in single, a rounding can flip a ReLU or a
+        maximum, and after five steps the gradients of two libraries that are both right differ by per cents."""
+        return replace(self, runs=min(2, self.runs), tasks=2, dtype=torch.float64)
 
     @property
     def net(self) -> nets.Net:

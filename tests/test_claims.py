@@ -76,12 +76,28 @@ def test_l2_and_l3_follow_the_drawn_ratio(copy: Path, claim: str, sweep: str, ro
     rewrite(copy, table)
     after = verdicts()
     assert after[claim] == "partly"
-    assert all(verdict == before for name, verdict in after.items() if name != claim
-               for before in [{"L1": "partly", "L2": "derived", "L3": "derived"}.get(name, "pending")])  # fmt: skip
+    before = {"L1": "partly", "L2": "derived", "L3": "derived", "L4": "partly"}
+    assert all(verdict == before.get(name, "pending") for name, verdict in after.items() if name != claim)
+
+
+def test_l4_follows_the_ratios(copy: Path) -> None:
+    where = records.folder("two_layer", "full")
+    table = records.load(where).table
+    before = {claim.id: claim for claim in claims.evaluate("full")}["L4"]
+    assert before.verdict == "partly"
+    hardness = table["sweep"] == "rho_hard"
+    equal = table.assign(nal=table["nal"].where(~(hardness & (table["x"] == 1)), table["maml"]))
+    rewrite(where, equal)
+    assert verdicts()["L4"] == "holds"
+    rewrite(where, equal.assign(nal=equal["nal"].where(~(hardness & (table["x"] == 0.2)), 1.05 * table["maml"])))
+    after = {claim.id: claim for claim in claims.evaluate("full")}["L4"]
+    assert after.verdict == "partly"
+    assert after.parts["(ii) packed and far"] == "partly"
+    assert after.value == pytest.approx(1.05)
 
 
 def test_a_missing_record_is_pending(copy: Path) -> None:
-    shutil.rmtree(copy)
+    shutil.rmtree(copy.parents[1])
     assert set(verdicts().values()) == {"pending"}
 
 

@@ -20,12 +20,13 @@ def companion(*arguments: str, results: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nope"], "experiment must be one of linear, got 'nope'"),
+        (["run", "nope"], "experiment must be one of linear, two_layer, got 'nope'"),
         (["run", "linear", "--profile", "big"], "profile must be one of quick, full, got 'big'"),
         (["run", "linear", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "linear", "--workers", "two"], "Invalid value for '--workers'"),
         (["run", "linear", "--device", "tpu"], "device must be auto, cpu or cuda, got 'tpu'"),
         (["run", "linear", "--device", "cuda"], "device must be one that linear uses, cpu, got 'cuda'"),
+        (["run", "two_layer", "--device", "cuda"], "device must be present, got 'cuda' and no CUDA device; use"),
         (["run", "linear", "--workers", "1", "--scheduler", "tcp://127.0.0.1:1"], "exclude each other"),
     ],
 )

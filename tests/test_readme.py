@@ -6,10 +6,21 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_the_second_example_trains_a_fleet() -> None:
+    names: dict[str, object] = {}
+    setup, last = BLOCKS[1].rsplit("\n", 2)[:2]
+    exec(setup, names)
+    after = eval(last.split("  # ")[0], names)
+    before = eval(last.split("  # ")[0].replace("trained", "params"), names)
+    assert after.shape == (8,)
+    assert (after < 0.8 * before).all()
 
 
 def test_the_example() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    block = BLOCKS[0]
     names: dict[str, object] = {}
     checked = 0
     setup, *claims = block.split("\nmixture.ratio")

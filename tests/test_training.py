@@ -60,7 +60,7 @@ def test_a_fleet_equals_its_single_runs() -> None:
 
 
 @pytest.mark.parametrize("chunks", [dict(chunk_size=1), dict(chunk_size=7), dict(task_chunk=1), dict(task_chunk=3),
-                                    dict(chunk_size=5, task_chunk=2)])  # fmt: skip
+                                    dict(chunk_size=5, task_chunk=2), dict(chunk_size=1, task_chunk=1)])  # fmt: skip
 def test_chunks_change_nothing(chunks: dict[str, int]) -> None:
     params, draw, alpha = fleet(list(range(16)))
     whole, values = fleet_gradient(objective)(params, draw(0), alpha)

@@ -52,9 +52,9 @@ def fleet_gradient(
     Args:
         objective: (params, task, *settings) -> scalar, for one task.
         chunk_size: runs computed at once; all by default. Smaller needs less memory and gives the same numbers.
-        task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 is fastest.
-        compiled: use ``torch.compile``, which pays in long runs (its first call takes seconds to a minute); where it
-            is not possible the plain function is used.
+        task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 of each is fastest.
+        compiled: use ``torch.compile``, which pays in long runs: its first call takes seconds for a small network and
+            minutes for several steps of a convolutional one. Where it is not possible the plain function is used.
 
     Returns:
         (params [run, ...], tasks [run, task, ...], *settings [run, ...]) -> (gradients [run, ...], values [run]).
@@ -68,12 +68,15 @@ def fleet_gradient(
             at_least(name, size, 1, "leave it out to compute all at once", whole=True)
 
     def of_run(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        each = _batched(grad_and_value(objective), (False, True, *[False] * len(settings)))(params, tasks, *settings)
+        axes = (None, 0, *[None] * len(settings))
+        each = vmap(grad_and_value(objective), in_dims=axes)(params, tasks, *settings)
         total: tuple[Params, torch.Tensor] = tree_map(lambda leaf: leaf.sum(0), each)
         return total
 
     def of_block(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        found: tuple[Params, torch.Tensor] = _batched(of_run, (True,) * (2 + len(settings)))(params, tasks, *settings)
+        if tree_leaves(tasks)[0].shape[:2] == (1, 1) and not torch.compiler.is_compiling():
+            return _of_one(objective, params, tasks, *settings)
+        found: tuple[Params, torch.Tensor] = vmap(of_run)(params, tasks, *settings)
         return found
 
     block = _compiled(cast(FunctionType, of_block)) if compiled else of_block
@@ -107,21 +110,18 @@ def _pieces(tree: Any, axis: int, size: int | None) -> Iterator[Any]:
         yield tree_map(lambda leaf, first=first, few=few: leaf.narrow(axis, first, few), tree)
 
 
-def _batched(function: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., Any]:
-    """``vmap`` over the first axis of the arguments marked in ``over``.
+def _of_one(objective: Objective, params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    """One task of one run, its axes taken off and put back, by plain autograd.
 
-    An axis of length one is taken off and put back instead: vmap would turn a convolution with weights of its own
-    into a grouped one, which a CPU computes slowly.
+    vmap would turn a convolution with weights of its own into a grouped one, which a CPU computes slowly, and
+    torch.func would keep the graph of the backward pass.
     """
-
-    def batched(*arguments: Any) -> Any:
-        mapped = next(argument for argument, on in zip(arguments, over, strict=True) if on)
-        if tree_leaves(mapped)[0].shape[0] != 1:
-            return vmap(function, in_dims=tuple(0 if on else None for on in over))(*arguments)
-        one = [tree_map(lambda leaf: leaf[0], a) if on else a for a, on in zip(arguments, over, strict=True)]
-        return tree_map(lambda leaf: leaf[None], function(*one))
-
-    return batched
+    task, rest = tree_map(lambda leaf: leaf[0, 0], tasks), tree_map(lambda leaf: leaf[0], settings)
+    with torch.enable_grad():
+        leaves = {name: value[0].detach().requires_grad_() for name, value in params.items()}
+        value = objective(leaves, task, *rest)
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {name: slope[None] for name, slope in zip(leaves, found, strict=True)}, value.detach()[None]
 
 
 def _compiled(plain: FunctionType) -> Gradient:

@@ -18,7 +18,7 @@ PAGES = [
     *(
         f"book/{name}.html"
         for name in (
-            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "ledger",
+            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "landscape/two_layer", "ledger",
             "deviations", "reproduce", "api",
             "bibliography",
         )
