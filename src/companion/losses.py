@@ -23,7 +23,7 @@ def pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def squared_error(apply: Apply) -> Loss:
-    """Half the mean squared error, mean_n |apply(x_n) - y_n|^2 / 2, in squared units of y.
+    """Half the mean squared error, ``mean_n |apply(x_n) - y_n|^2 / 2``, in squared units of y.
 
     Raises (the loss does):
         ValueError: a batch that is no pair, or labels of another shape than the outputs.

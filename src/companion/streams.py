@@ -44,7 +44,7 @@ def normals(
     device: str = "cpu",
     dtype: "torch.dtype | None" = None,
 ) -> Callable[[int], dict[str, "torch.Tensor"]]:
-    """Standard normal draws for the steps of a fleet: step -> {name: [run, *shape]}, one run a seed.
+    """Standard normal draws for the steps of a fleet: ``step -> {name: [run, *shape]}``, one run a seed.
 
     A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier calls. Runs of one
     seed get equal numbers, whatever their settings. Steps are drawn a block at a time.

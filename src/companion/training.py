@@ -50,14 +50,15 @@ def fleet_gradient(
     """The gradient of the mean of ``objective`` over tasks, for every run of a fleet.
 
     Args:
-        objective: (params, task, *settings) -> scalar, for one task.
+        objective: ``(params, task, *settings)`` -> scalar, for one task.
         chunk_size: runs computed at once; all by default. Smaller needs less memory and gives the same numbers.
         task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 of each is fastest.
         compiled: use ``torch.compile``, which pays in long runs: its first call takes seconds for a small network and
             minutes for several steps of a convolutional one. Where it is not possible the plain function is used.
 
     Returns:
-        (params [run, ...], tasks [run, task, ...], *settings [run, ...]) -> (gradients [run, ...], values [run]).
+        a function of params [run, ...], tasks [run, task, ...] and settings [run, ...] that gives the gradients
+        [run, ...] and the values [run].
 
     Raises (the function does):
         OutOfMemory: name a smaller ``chunk_size``.
