@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from companion import paths, records
-from companion.evaluation import Estimate
+from companion.evaluation import Interval
 
 VERDICTS = ("derived", "holds", "partly", "fails", "pending")
 
@@ -56,9 +56,7 @@ class Verdict:
         """Value and interval as texts, to the digits that the interval allows; empty where pending."""
         if self.value is None or self.interval is None:
             return "", ""
-        low, high = self.interval
-        decimals = Estimate(self.value, (high - low) / 4, 2).decimals
-        return f"{self.value:.{decimals}f}", f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+        return Interval(self.value, *self.interval).texts
 
 
 def listed() -> list[dict[str, Any]]:

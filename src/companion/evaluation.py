@@ -73,9 +73,14 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Value and interval, to the digits that the interval allows."""
         decimals = Estimate(self.value, (self.high - self.low) / 4, 2).decimals
-        return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+        return f"{self.value:.{decimals}f}", f"[{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+
+    def __str__(self) -> str:
+        return " ".join(self.texts)
 
 
 def bootstrap(

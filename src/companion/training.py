@@ -294,7 +294,8 @@ def _resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Pa
 
     path = checkpoint.path
     with naming(path, "read"):
-        stated, data = path.read_bytes()[:32], path.read_bytes()[32:]
+        content = path.read_bytes()
+    stated, data = content[:32], content[32:]
     if hashlib.sha256(data).digest() != stated:
         raise RecordError(f"{path} must match its hash, got an altered or cut file; remove it to start afresh")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

@@ -126,13 +126,13 @@ def objective(of: Fleet, method: str, query: int) -> training.Objective:
     return {"nal": plain, "maml": adaptive}[method]
 
 
-def train(of: Fleet, method: str, sizes: Sizes, *, compiled: bool = False) -> Params:
+def train(of: Fleet, method: str, sizes: Sizes) -> Params:
     """The solutions of ``method``, [run, hidden, dim]: Adam on fresh tasks, its rate decayed to 0."""
     families, alpha, begin = (of.families, of.alpha, start(of))
     if of.support is not None:  # samples are noisier than float32
         families, alpha, begin = teachers.on((families, alpha, begin), dtype=torch.float32)
     of = of._replace(families=families, alpha=alpha)
-    gradient = training.fleet_gradient(objective(of, method, sizes.query), compiled=compiled)
+    gradient = training.fleet_gradient(objective(of, method, sizes.query))
     found = training.train(
         gradient,
         begin,
