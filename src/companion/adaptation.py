@@ -7,7 +7,7 @@ import torch
 from torch.func import grad
 from torch.utils._pytree import tree_leaves
 
-from companion.meta_optimizers import Params, Update
+from companion.meta_optimizers import Alpha, Params, Update
 
 Loss = Callable[[Params, Any], torch.Tensor]
 
@@ -37,11 +37,60 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Updat
 
     Differentiable throughout, so that without ``first_order`` the outer loop sees second-order terms.
     """
+    for _ in range(_count(steps, params, support)):
+        at = {name: value.detach() for name, value in params.items()} if first_order else params
+        params = _moved(params, update(grad(loss)(at, support)))
+    return params
+
+
+def adapt_with_rule(
+    loss: Loss,
+    params: Params,
+    rule: Params,
+    support: Any,
+    *,
+    steps: int,
+    apply: Callable[[Params, Params], Params],
+    rule_alpha: Alpha,
+) -> tuple[Params, Params]:
+    """Parameters and rule after ``steps`` inner steps in which the meta-optimizer adapts as well.
+
+    From the second step on the rule's parameters first take a step on the support loss, which depends on them through
+    the update before: with D(r) = loss(theta_{j-1} - apply(r, g_{j-1}), support), r <- r - rule_alpha grad D(r); then
+    theta_{j+1} = theta_j - apply(r, g_j). One step is that of :func:`adapt`.
+
+    Args:
+        loss: (params, batch) -> scalar.
+        params: the model's initialisation.
+        rule: the meta-optimizer's parameters; like ``params`` they are not changed.
+        support: a batch.
+        steps: >= 0.
+        apply: (rule, gradients) -> updates, of a :class:`companion.meta_optimizers.Rule`.
+        rule_alpha: the step of the rule's parameters.
+
+    Raises:
+        ValueError: as :func:`adapt`.
+
+    Source: paper D's released code.
+    """
+    before: tuple[Params, Params] | None = None
+    for _ in range(_count(steps, params, support)):
+        slope = grad(loss)(params, support)
+        if before is not None:
+            start, gradients = before
+            own = grad(lambda r, start=start, g=gradients: loss(_moved(start, apply(r, g)), support))(rule)
+            rule = {name: value - rule_alpha * own[name] for name, value in rule.items()}
+        before = (params, slope)
+        params = _moved(params, apply(rule, slope))
+    return params, rule
+
+
+def _count(steps: int, params: Params, support: Any) -> int:
     if not steps >= 0 or steps % 1:  # in plain Python, which torch.compile can follow
         raise ValueError(f"steps must be a whole number of at least 0, got {steps}; steps=0 means no adaptation")
     check_devices(params, support)
-    for _ in range(int(steps)):
-        at = {name: value.detach() for name, value in params.items()} if first_order else params
-        updates = update(grad(loss)(at, support))
-        params = {name: value - updates[name] for name, value in params.items()}
-    return params
+    return int(steps)
+
+
+def _moved(params: Params, updates: Params) -> Params:
+    return {name: value - updates[name] for name, value in params.items()}

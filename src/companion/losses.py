@@ -53,3 +53,23 @@ def cross_entropy(apply: Apply) -> Loss:
         return F.cross_entropy(apply(params, x), y)
 
     return loss
+
+
+def logistic(apply: Apply) -> Loss:
+    """Mean logistic loss in nats of outputs [sample], the logit of class 1, against labels y [sample] of 0 and 1.
+
+    log(1 + exp(-s f(x))), s = 2y - 1. The labels are floating numbers, so that they may also be probabilities.
+
+    Raises (the loss does):
+        ValueError: a batch that is no pair, labels that are whole numbers, or of another shape than the outputs.
+    """
+
+    def loss(params: Params, batch: Any) -> torch.Tensor:
+        x, y = pair(batch)
+        outputs = apply(params, x)
+        if outputs.shape != y.shape or not y.dtype.is_floating_point:
+            want, got = tuple(outputs.shape), f"{y.dtype} {tuple(y.shape)}"
+            raise ValueError(f"y must be floating and have the outputs' shape {want}, got {got}; use .to(x.dtype)")
+        return F.binary_cross_entropy_with_logits(outputs, y)
+
+    return loss

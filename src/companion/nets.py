@@ -63,18 +63,23 @@ def two_layer(dim: int, hidden: int, activation_name: str = "relu") -> Net:
     return Net(init, lambda params, x: act(x @ params["weight"].mT).sum(-1))
 
 
-def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = True) -> Net:
+def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = True, linear_layers: int = 0) -> Net:
     """A multilayer perceptron of the given ``widths``, from the inputs to the outputs.
 
     Params {"0.weight": [widths[1], widths[0]], "0.bias": [widths[1]], "1.weight": ...}; no activation after the last
-    layer. Weights start as N(0, g / fan-in), g = 2 before a ReLU and 1 otherwise; biases at 0.
+    layer, nor after the ``linear_layers`` before it. So these add depth and, unless they are narrower than the
+    outputs, leave the functions that the network can compute as they are (paper D); :func:`collapsed` multiplies them
+    out. Weights start as N(0, g / fan-in), g = 2 before a ReLU and 1 otherwise; biases at 0.
 
     Raises:
-        ValueError: fewer than two widths, one below 1, or an unknown activation.
+        ValueError: fewer than two widths, one below 1, more linear layers than there are, or an unknown activation.
     """
     sizes, act = _sizes("widths", widths), activation(activation_name)
     require(len(sizes) >= 2, "widths", "name inputs and outputs, two or more", sizes, "a linear map is (d, 1)")
-    last = len(sizes) - 2
+    at_least("linear_layers", linear_layers, 0, "0 is a plain network", whole=True)
+    top = len(sizes) - 2
+    require(linear_layers <= top, "linear_layers", f"be at most {top} for these widths", linear_layers, "name more")
+    last = top - int(linear_layers)  # the first layer without an activation
 
     def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         params = {}
@@ -86,7 +91,7 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
         return params
 
     def apply(params: Params, x: torch.Tensor) -> torch.Tensor:
-        for i in range(last + 1):
+        for i in range(top + 1):
             x = x @ params[f"{i}.weight"].mT
             if bias:
                 x = x + params[f"{i}.bias"]
@@ -94,6 +99,28 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
         return x.squeeze(-1) if sizes[-1] == 1 else x
 
     return Net(init, apply)
+
+
+def collapsed(params: Params, linear_layers: int) -> Params:
+    """The parameters of an :func:`mlp` with its last ``linear_layers`` + 1 layers multiplied out into one.
+
+    The plain network with these computes the same function, and has one layer to adapt where there were several.
+
+    Raises:
+        ValueError: fewer than 0, or more linear layers than there are.
+    """
+    count = sum(name.endswith(".weight") for name in params)
+    at_least("linear_layers", linear_layers, 0, "0 collapses nothing", whole=True)
+    require(linear_layers < count, "linear_layers", f"be below the {count} layers", linear_layers, "see the widths")
+    first = count - 1 - int(linear_layers)
+    kept = {name: value for name, value in params.items() if int(name.split(".")[0]) < first}
+    weight, bias = params[f"{first}.weight"], params.get(f"{first}.bias")
+    for i in range(first + 1, count):
+        above = params[f"{i}.weight"]
+        weight = above @ weight
+        if bias is not None:
+            bias = (above @ bias[..., None])[..., 0] + params[f"{i}.bias"]
+    return kept | {f"{first}.weight": weight} | ({} if bias is None else {f"{first}.bias": bias})
 
 
 def deep_linear(widths: Sequence[int]) -> Net:

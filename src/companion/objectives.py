@@ -1,13 +1,14 @@
 """What the outer loop minimises, for one task: objective(params, task) -> scalar."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
-from companion.adaptation import Loss, adapt, check_devices
-from companion.meta_optimizers import Params, Update
+from companion.adaptation import Loss, adapt, adapt_with_rule, check_devices
+from companion.meta_optimizers import Alpha, Params, Rule, Update
 from companion.tasks import Task
 
 Objective = Callable[[Params, Task], torch.Tensor]
@@ -78,14 +79,86 @@ def anil(loss: Loss, *, steps: int, update: Update, adapted: Iterable[str]) -> O
     Raises (the objective does):
         ValueError: a name that the parameters do not have.
     """
-    names = frozenset([adapted] if isinstance(adapted, str) else adapted)
+    split = _splitter(adapted)
 
     def objective(params: Params, task: Task) -> torch.Tensor:
+        fixed, inner = split(params)
+        return maml(lambda own, batch: loss(fixed | own, batch), steps=steps, update=update)(inner, task)
+
+    return objective
+
+
+def _splitter(adapted: Iterable[str]) -> Callable[[Params], tuple[Params, Params]]:
+    names = frozenset([adapted] if isinstance(adapted, str) else adapted)
+
+    def split(params: Params) -> tuple[Params, Params]:
         unknown = sorted(names - params.keys())
         if unknown or not names:
             raise ValueError(f"adapted must name some of {', '.join(params)}, got {unknown or 'none'}; see net.init")
         fixed = {name: value for name, value in params.items() if name not in names}
-        inner = {name: value for name, value in params.items() if name in names}
-        return maml(lambda own, batch: loss(fixed | own, batch), steps=steps, update=update)(inner, task)
+        return fixed, {name: value for name, value in params.items() if name in names}
+
+    return split
+
+
+_MARK = "rule/"  # before the names of a meta-optimizer's parameters
+
+
+def joined(params: Params, rule: Params) -> Params:
+    """A model's parameters and its meta-optimizer's in one dict, for the outer loop; the latter as ``rule/<name>``."""
+    return params | {f"{_MARK}{name}": value for name, value in rule.items()}
+
+
+def parted(both: Params) -> tuple[Params, Params]:
+    """The model's parameters and the meta-optimizer's, out of :func:`joined`."""
+    rule = {name.removeprefix(_MARK): value for name, value in both.items() if name.startswith(_MARK)}
+    return {name: value for name, value in both.items() if not name.startswith(_MARK)}, rule
+
+
+def adapted_by_rule(
+    loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None
+) -> Params:
+    """The model's parameters after ``steps`` inner steps with its meta-optimizer, from those of :func:`joined`.
+
+    With ``rule_alpha`` the meta-optimizer adapts too, as in :func:`companion.adaptation.adapt_with_rule`.
+    """
+    params, own = parted(both)
+    if rule_alpha is None:
+        return adapt(loss, params, support, steps=steps, update=partial(rule.apply, own))
+    return adapt_with_rule(loss, params, own, support, steps=steps, apply=rule.apply, rule_alpha=rule_alpha)[0]
+
+
+def learned(
+    loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None, adapted: Iterable[str] | None = None
+) -> Objective:
+    """MAML with a meta-optimizer trained together with the initialisation: objective(both, task) -> scalar.
+
+    ``both`` is :func:`joined`, of the model's parameters and of ``rule.init`` of those that adapt.
+
+    Args:
+        loss: (params, batch) -> scalar.
+        steps: inner steps, >= 0.
+        rule: the meta-optimizer.
+        rule_alpha: step of the meta-optimizer's own adaptation within the task; None leaves it as it is.
+        adapted: names of the entries that adapt, as in :func:`anil`; all by default.
+
+    Raises (the objective does):
+        ValueError: a name that the parameters do not have, or a rule made for another model.
+
+    Source: paper D, abstract; its released code.
+    """
+    split = (lambda params: ({}, params)) if adapted is None else _splitter(adapted)
+
+    def objective(both: Params, task: Task) -> torch.Tensor:
+        support, query = _sides(task)
+        params, own = parted(both)
+        fixed, inner = split(params)
+        check_devices(params, query)
+
+        def part(some: Params, batch: Any) -> torch.Tensor:
+            return loss(fixed | some, batch)
+
+        moved = adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule, rule_alpha=rule_alpha)
+        return part(moved, query)
 
     return objective

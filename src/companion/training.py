@@ -256,7 +256,7 @@ def train(
             params = {name: value - updates[name] for name, value in params.items()}
         if checkpoint is not None and (step + 1) % checkpoint.every == 0 and step + 1 < steps:
             _keep(checkpoint, params, moments, step + 1)
-    _look(sum(value.flatten(1).sum(1) for value in params.values()), steps)
+    _look(sum(value.reshape(len(value), -1).sum(1) for value in params.values()), steps)
     if checkpoint is not None:
         checkpoint.path.unlink(missing_ok=True)
     return params

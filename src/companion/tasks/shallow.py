@@ -1,0 +1,141 @@
+"""Tasks that a shallow model solves: linear regression, linear boundaries, and linear readouts of shared features.
+
+x ~ N(0, S), S = root root.T, the same for every task of a family. W* = output_root N / sqrt(inputs), N standard normal;
+its inputs are x, or the shared features tanh(F x). Labels are W* x + noise z ("regression"), or the class whose output
+is the largest ("boundaries"; with one output, 1 where it is positive). Everything is for one task; batch it with
+``torch.func.vmap``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from companion.checks import at_least, require
+from companion.tasks import Task
+
+KINDS = ("regression", "boundaries")
+
+
+class Shallow(NamedTuple):
+    """A family: ``root`` [dim, dim], ``output_root`` [output, output], ``noise`` [] and ``features`` [hidden, dim].
+
+    There are no features where ``hidden`` is 0.
+    """
+
+    root: torch.Tensor
+    output_root: torch.Tensor
+    noise: torch.Tensor
+    features: torch.Tensor
+
+    @property
+    def linear(self) -> bool:
+        """Whether labels depend on x through W* x."""
+        return self.features.shape[-2] == 0
+
+    @property
+    def inputs(self) -> int:
+        """Columns of W*."""
+        return self.root.shape[-1] if self.linear else self.features.shape[-2]
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """S, [..., dim, dim]."""
+        return self.root @ self.root.mT
+
+    @property
+    def task_covariance(self) -> torch.Tensor:
+        """C of vec(W*), its rows stacked: (output_root output_root.T) kron I / inputs, for one family."""
+        eye = torch.eye(self.inputs, dtype=self.root.dtype, device=self.root.device)
+        return torch.kron(self.output_root @ self.output_root.mT, eye) / self.inputs
+
+
+def family(
+    generator: torch.Generator,
+    *,
+    scales: Sequence[float],
+    outputs: int = 1,
+    turned: bool = True,
+    correlation: float = 0.0,
+    noise: float = 0.0,
+    hidden: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Shallow:
+    """A family whose inputs have the standard deviations ``scales`` [dim] along random axes.
+
+    Args:
+        generator: gives the axes and the features; the same state gives the same ones for all ``scales``.
+        scales: positive.
+        outputs: of a task.
+        turned: False leaves the axes of the inputs at those of the coordinates.
+        correlation: between any two outputs of W*, in [0, 1).
+        noise: standard deviation of the labels' noise.
+        hidden: number of shared features; 0 for labels that are linear in x.
+        dtype: of the tensors.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    at_least("outputs", outputs, 1, "a task has an output", whole=True)
+    require([0 < scale < math.inf for scale in scales], "scales", "be positive and finite", list(scales), "drop it")
+    require(len(scales) >= 1, "scales", "name an input or more", list(scales), "one entry an input")
+    require(0 <= correlation < 1, "correlation", "lie in [0, 1)", correlation, "0 for independent outputs")
+    at_least("noise", noise, 0, "noise is a standard deviation")
+    at_least("hidden", hidden, 0, "0 for labels linear in x", whole=True)
+    dim, here = len(scales), generator.device
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator, device=here, dtype=dtype))[0]
+    axes = axes if turned else torch.eye(dim, device=here, dtype=dtype)
+    root = axes * torch.tensor(scales, device=here, dtype=dtype)
+    alike = torch.full((outputs, outputs), correlation, device=here, dtype=dtype)
+    output_root = torch.linalg.cholesky(alike + (1 - correlation) * torch.eye(outputs, device=here, dtype=dtype))
+    features = torch.randn(hidden, dim, generator=generator, device=here, dtype=dtype) / math.sqrt(dim)
+    return Shallow(root, output_root, torch.tensor(noise, device=here, dtype=dtype), features)
+
+
+def shapes(of: Shallow, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:
+    """The standard normals that a batch of tasks is made from, for :func:`companion.streams.normals`."""
+    outputs, dim = of.output_root.shape[-1], of.root.shape[-1]
+    return {"task": (tasks, outputs, of.inputs), "x": (tasks, samples, dim), "noise": (tasks, samples, outputs)}
+
+
+def optimum(of: Shallow, normal: dict[str, torch.Tensor]) -> torch.Tensor:
+    """W* of one task, [output, input]."""
+    w = of.output_root @ normal["task"]
+    return w / math.sqrt(w.shape[-1])
+
+
+def outputs(of: Shallow, normal: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """The task's own outputs without noise: x [sample, dim] -> [sample, output]."""
+    inputs = x if of.linear else torch.tanh(x @ of.features.mT)
+    return inputs @ optimum(of, normal).mT
+
+
+def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, *, exact: bool = False) -> Task:
+    """One task: the first ``support`` samples to adapt on, the others to score on, labels without noise there.
+
+    ``exact`` puts the d points sqrt(d) root_i in place of the samples to score on: their mean squared error is the
+    expected one, for every model that is linear in x. Labels of one output are [sample]: numbers, or 0. and 1. for
+    boundaries; of several, [sample, output] or whole class numbers [sample].
+
+    Raises:
+        ValueError: an unknown kind, or ``exact`` where nothing is linear.
+    """
+    require(kind in KINDS, "kind", f"be one of {', '.join(KINDS)}", kind, "see companion.tasks.shallow")
+    require(
+        (kind == "regression" and of.linear) or not exact,
+        "exact",
+        "be False unless labels are linear in x",
+        exact,
+        "score on samples",
+    )
+    x = normal["x"] @ of.root.mT
+    query = of.root.mT * math.sqrt(of.root.shape[-1]) if exact else x[support:]
+    x, values = x[:support], [outputs(of, normal, inputs) for inputs in (x[:support], query)]
+    if kind == "boundaries":
+        one = values[0].shape[-1] == 1
+        y, query_y = ((value[:, 0] > 0).to(x.dtype) if one else value.argmax(-1) for value in values)
+        return Task((x, y), (query, query_y))
+    values[0] = values[0] + of.noise * normal["noise"][:support]
+    y, query_y = (value.squeeze(-1) if value.shape[-1] == 1 else value for value in values)
+    return Task((x, y), (query, query_y))
