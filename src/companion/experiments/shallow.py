@@ -201,11 +201,7 @@ def _spectrum(config: Config, point: Point, device: str) -> list[Row]:
 
 def at_own_best(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``curves`` at the inner step that is best on validation tasks, of every model in every setting."""
-    curves = table[table["part"] == "curves"]
-    keys = ["kind", "inputs", "model", "train_steps"]
-    valid = curves.groupby([*keys, "alpha"], sort=False)["valid"].mean().reset_index()
-    best = valid.loc[valid.groupby(keys, sort=False)["valid"].idxmin(), [*keys, "alpha"]]
-    return curves.merge(best, on=[*keys, "alpha"])
+    return synthetic.at_best(table[table["part"] == "curves"], ["kind", "inputs", "model", "train_steps"])
 
 
 def compare(best: pd.DataFrame, kind: str, inputs: str, steps: int, model: str, other: str) -> Interval:

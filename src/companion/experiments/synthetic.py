@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_map
@@ -212,3 +213,24 @@ def rounded(columns: Mapping[str, Any]) -> dict[str, float]:
 def risk_ratio(top: Array, bottom: Array) -> Interval:
     """The mean risk of one model over that of another, both [seed], with its interval over seeds."""
     return bootstrap(lambda risks: risks[..., 0].mean(-1) / risks[..., 1].mean(-1), np.stack([top, bottom], axis=1))
+
+
+def interval_columns(found: Mapping[str, Interval]) -> dict[str, float]:
+    """Named intervals as columns: the value, and its ends as ``<name>_low`` and ``<name>_high``."""
+    columns: dict[str, float] = {}
+    for name, interval in found.items():
+        columns |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return columns
+
+
+def at_best(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The rows at the inner step of least mean validation risk, of every group of equal ``keys``."""
+    means = table.groupby([*keys, "alpha"], sort=False)["valid"].mean().reset_index()
+    best = means.loc[means.groupby(keys, sort=False)["valid"].idxmin(), [*keys, "alpha"]]
+    return table.merge(best, on=[*keys, "alpha"])
+
+
+def all_or_some(outcomes: Iterable[bool]) -> str:
+    """The outcome of a part that is asked of several models: "holds", "partly" or "fails"."""
+    found = list(outcomes)
+    return "holds" if all(found) else "partly" if any(found) else "fails"

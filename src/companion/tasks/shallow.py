@@ -121,14 +121,10 @@ def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, 
     Raises:
         ValueError: an unknown kind, or ``exact`` where nothing is linear.
     """
-    require(kind in KINDS, "kind", f"be one of {', '.join(KINDS)}", kind, "see companion.tasks.shallow")
-    require(
-        (kind == "regression" and of.linear) or not exact,
-        "exact",
-        "be False unless labels are linear in x",
-        exact,
-        "score on samples",
-    )
+    if kind not in KINDS:  # in plain Python, which torch.compile can follow
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if exact and (kind != "regression" or not of.linear):
+        raise ValueError(f"exact needs labels that are linear in x, got {kind}; score on samples")
     x = normal["x"] @ of.root.mT
     query = of.root.mT * math.sqrt(of.root.shape[-1]) if exact else x[support:]
     x, values = x[:support], [outputs(of, normal, inputs) for inputs in (x[:support], query)]
