@@ -78,11 +78,11 @@ def points(config: Config) -> list[Point]:
     return found
 
 
-def fleet(config: Config, point: Point, device: str = "cpu") -> Fleet:
-    """The fleet of a point: every inner step, at every seed."""
+def fleet(config: Config, point: Point, tried: Sequence[float], device: str = "cpu") -> Fleet:
+    """The fleet of a point: every inner step of ``tried``, at every seed."""
     scales = shallow.scales(shallow.Config(dim=config.dim, least=config.least, most=config.most), point["inputs"])
     hidden = config.hidden if point["kind"] == "mlp" else 0
-    settings = [{"scales": scales, "alpha": alpha, "hidden": hidden} for alpha in config.alphas]
+    settings = [{"scales": scales, "alpha": alpha, "hidden": hidden} for alpha in tried]
     kind = "boundaries" if point["kind"] == "boundaries" else "regression"
     return synthetic.fleet(kind, settings, range(config.seeds), support=config.support, device=device)
 
@@ -143,24 +143,26 @@ def at_own_rate(of: Fleet, plain: Model, params: Params, size: Sizes, rates: Seq
 
 def compute(config: Config, point: Point, device: str) -> list[Row]:
     """A row for every inner step and seed: risks of the model, and of what it collapses to."""
-    of, size, own = fleet(config, point, device), sizes(config), model(config, point)
-    params = synthetic.train(of, own, size)
-    found = synthetic.scores(of, own, params, size, STEPS)
-    columns: dict[str, Array] = {f"risk_{k}": found.risk[:, j] for j, k in enumerate(STEPS)}
-    columns["valid"] = synthetic.scores(of, own, params, size, [1], "validate").risk[:, 0]
-    if point["kind"] == "boundaries":
-        columns |= {f"accuracy_{k}": found.accuracy[:, j] for j, k in enumerate(STEPS)}
-    told = np.repeat(np.asarray(config.alphas), config.seeds)
-    if point["added"] and point["frozen"] == "none":
-        plain, one, columns["off"] = collapse(of, params, config, point)
-        columns["collapsed"] = synthetic.scores(of, plain, one, size, [1]).risk[:, 0]
-        rate = columns["collapsed_rate"] = at_own_rate(of, plain, one, size, config.rates, told)
-        columns["collapsed_tuned"] = synthetic.scores(at_rate(of, rate, told), plain, one, size, [1]).risk[:, 0]
-    return [
-        {**point, "alpha": float(told[i]), "seed": seed}
-        | synthetic.rounded({name: values[i] for name, values in columns.items()})
-        for i, seed in enumerate(of.seeds)
-    ]
+    size, own = sizes(config), model(config, point)
+
+    def rows_of(tried: Sequence[float]) -> list[Row]:
+        of = fleet(config, point, tried, device)
+        params = synthetic.train(of, own, size)
+        found = synthetic.scores(of, own, params, size, STEPS)
+        columns: dict[str, Array] = {f"risk_{k}": found.risk[:, j] for j, k in enumerate(STEPS)}
+        columns["valid"] = synthetic.scores(of, own, params, size, [1], "validate").risk[:, 0]
+        if point["kind"] == "boundaries":
+            columns |= {f"accuracy_{k}": found.accuracy[:, j] for j, k in enumerate(STEPS)}
+        if point["added"] and point["frozen"] == "none":
+            plain, one, columns["off"] = collapse(of, params, config, point)
+            columns["collapsed"] = synthetic.scores(of, plain, one, size, [1]).risk[:, 0]
+            told = np.repeat(np.asarray(tried), config.seeds)
+            rate = columns["collapsed_rate"] = at_own_rate(of, plain, one, size, config.rates, told)
+            columns["collapsed_tuned"] = synthetic.scores(at_rate(of, rate, told), plain, one, size, [1]).risk[:, 0]
+        return synthetic.as_rows(point, of, tried, columns)
+
+    lost = {**point, "valid": synthetic.CAP} | {f"risk_{k}": synthetic.CAP for k in STEPS}
+    return synthetic.by_alpha(rows_of, config.alphas, lost, config.seeds)
 
 
 def at_own_best(table: pd.DataFrame) -> pd.DataFrame:
@@ -200,6 +202,8 @@ def collapses(table: pd.DataFrame) -> pd.DataFrame:
     for of in _told(table):
         for alpha in table["alpha"].unique():
             here = of | {"alpha": alpha}
+            if np.isnan(_runs(table, here, "off")).any():
+                continue  # lost: some run diverged
             plain = _runs(table, here | {"added": 0, "width": usual})
             ratio = synthetic.risk_ratio(_runs(table, here, "collapsed"), plain)
             off = float(_runs(table, here, "off").max())

@@ -19,7 +19,7 @@ from companion.experiments.synthetic import Fleet, Model, Sizes
 from companion.meta_optimizers import RULES, Params
 from companion.objectives import parted
 from companion.records import Record, Row
-from companion.sweeps import Diverged, Point
+from companion.sweeps import Point
 from companion.tasks.shallow import Shallow
 from companion.theory import depth
 
@@ -118,19 +118,17 @@ def count(params: Params) -> int:
 def _rules(config: Config, point: Point, device: str) -> list[Row]:
     of, own = fleet(config, point["kind"], turned=point["turned"], device=device), model(config, point)
     numbers = dict(zip(NUMBERS, map(count, parted(synthetic.start(of, own))), strict=True))
-    rows: list[Row] = []
-    try:
+
+    def rows_of(tried: Sequence[float]) -> list[Row]:
         params = synthetic.train(of, own, sizes(config))
-    except Diverged:  # an outcome, not a failure: all seeds count as the greatest risk
-        lost = {"before": synthetic.CAP, "after": synthetic.CAP, "diverged": 1}
-        return [{**point, "seed": seed, **numbers} | lost for seed in of.seeds]
-    found = synthetic.scores(of, own, params, sizes(config), (0, own.steps))
-    for i, seed in enumerate(of.seeds):
-        columns = {"before": found.risk[i, 0], "after": found.risk[i, 1], "diverged": 0}
+        found = synthetic.scores(of, own, params, sizes(config), (0, own.steps))
+        columns = {"before": found.risk[:, 0], "after": found.risk[:, 1]}
         if point["kind"] == "boundaries":
-            columns["accuracy"] = found.accuracy[i, 1]
-        rows.append({**point, "seed": seed, **numbers} | synthetic.rounded(columns))
-    return rows
+            columns["accuracy"] = found.accuracy[:, 1]
+        return synthetic.as_rows({**point, **numbers}, of, tried, columns)
+
+    lost = {**point, **numbers, "before": synthetic.CAP, "after": synthetic.CAP}
+    return synthetic.by_alpha(rows_of, [config.alpha], lost, config.seeds)
 
 
 def theory(config: Config) -> dict[str, float]:
@@ -239,7 +237,7 @@ def rule_table(table: pd.DataFrame) -> pd.DataFrame:
         told = dict(zip(keys, key, strict=True)) | {name: int(runs[name].iloc[0]) for name in NUMBERS}
         rows.append(
             told
-            | {"after": runs["after"].mean(), "diverged": bool(runs["diverged"].any())}
+            | {"after": runs["after"].mean(), "lost": bool((runs["after"] == synthetic.CAP).all())}
             | synthetic.interval_columns({"gain": gain})
         )
     return pd.DataFrame(rows)

@@ -105,10 +105,9 @@ def alphas(config: Config, train_steps: int) -> list[float]:
     return [alpha for alpha in config.alphas if train_steps == 1 or alpha <= 0.3]
 
 
-def curves_fleet(config: Config, point: Point, device: str = "cpu") -> Fleet:
-    """The fleet of a point of ``curves``: every inner step, at every seed."""
-    axes = scales(config, point["inputs"])
-    settings = [{"scales": axes, "alpha": alpha} for alpha in alphas(config, point["train_steps"])]
+def curves_fleet(config: Config, point: Point, tried: Sequence[float], device: str = "cpu") -> Fleet:
+    """The fleet of a point of ``curves``: every inner step of ``tried``, at every seed."""
+    settings = [{"scales": scales(config, point["inputs"]), "alpha": alpha} for alpha in tried]
     return synthetic.fleet(point["kind"], settings, range(config.seeds), support=config.support, device=device)
 
 
@@ -118,19 +117,20 @@ def sizes(config: Config) -> Sizes:
 
 
 def _curves(config: Config, point: Point, device: str) -> list[Row]:
-    of, size = curves_fleet(config, point, device), sizes(config)
-    model = models(config, point["train_steps"])[point["model"]]
-    params = synthetic.train(of, model, size)
-    valid = synthetic.scores(of, model, params, size, [model.steps], "validate").risk[:, 0]
-    found = synthetic.scores(of, model, params, size, STEPS)
-    told = [alpha for alpha in alphas(config, point["train_steps"]) for _ in range(config.seeds)]
-    rows = []
-    for i, (alpha, seed) in enumerate(zip(told, of.seeds, strict=True)):
-        columns = {"valid": valid[i]} | {f"risk_{k}": found.risk[i, j] for j, k in enumerate(STEPS)}
+    size, model = sizes(config), models(config, point["train_steps"])[point["model"]]
+
+    def rows_of(tried: Sequence[float]) -> list[Row]:
+        of = curves_fleet(config, point, tried, device)
+        params = synthetic.train(of, model, size)
+        columns = {"valid": synthetic.scores(of, model, params, size, [model.steps], "validate").risk[:, 0]}
+        found = synthetic.scores(of, model, params, size, STEPS)
+        columns |= {f"risk_{k}": found.risk[:, j] for j, k in enumerate(STEPS)}
         if point["kind"] == "boundaries":
-            columns |= {f"accuracy_{k}": found.accuracy[i, j] for j, k in enumerate(STEPS)}
-        rows.append({**point, "alpha": alpha, "seed": seed} | synthetic.rounded(columns))
-    return rows
+            columns |= {f"accuracy_{k}": found.accuracy[:, j] for j, k in enumerate(STEPS)}
+        return synthetic.as_rows(point, of, tried, columns)
+
+    lost = {**point, "valid": synthetic.CAP} | {f"risk_{k}": synthetic.CAP for k in STEPS}
+    return synthetic.by_alpha(rows_of, alphas(config, point["train_steps"]), lost, config.seeds)
 
 
 def near_identity(of: Fleet, width: int, level: float, std: float, b_std: float) -> Params:

@@ -18,6 +18,8 @@ from companion.losses import cross_entropy, logistic, squared_error
 from companion.meta_optimizers import RULES, Alpha, Params, Rule
 from companion.nets import Apply, Net
 from companion.objectives import adapted_by_rule, joined, learned, parted
+from companion.records import Row
+from companion.sweeps import Diverged, Point
 from companion.tasks import Task, shallow
 from companion.tasks.shallow import Shallow
 
@@ -154,6 +156,21 @@ def train(of: Fleet, model: Model, sizes: Sizes, *, begin: Params | None = None,
     return {name: value.double() for name, value in found.items()}
 
 
+def by_alpha(
+    compute: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float], lost: Row, seeds: int
+) -> list[Row]:
+    """The rows of a fleet at several inner steps. Where a run diverges in training, the inner steps one by one.
+
+    An inner step with a run that diverges is lost: its rows are those of ``lost``, with ``alpha`` and every seed.
+    """
+    try:
+        return compute(alphas)
+    except Diverged:
+        if len(alphas) > 1:
+            return [row for alpha in alphas for row in by_alpha(compute, [alpha], lost, seeds)]
+        return [{**lost, "alpha": alphas[0], "seed": seed} for seed in range(seeds)]
+
+
 class Scores(NamedTuple):
     """Means over test tasks, [run, k] for each number of inner steps: loss, and accuracy (0 for regression)."""
 
@@ -208,6 +225,15 @@ def _right(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def rounded(columns: Mapping[str, Any]) -> dict[str, float]:
     """Numbers to six digits, for a table."""
     return {name: float(f"{float(value):.6g}") for name, value in columns.items()}
+
+
+def as_rows(point: Point, of: Fleet, alphas: Sequence[float], columns: Mapping[str, Array]) -> list[Row]:
+    """One row for every run, at its inner step and seed; ``columns`` are [run]."""
+    told = np.repeat(np.asarray(alphas), len(of.seeds) // len(alphas))
+    return [
+        {**point, "alpha": float(told[i]), "seed": seed} | rounded({name: own[i] for name, own in columns.items()})
+        for i, seed in enumerate(of.seeds)
+    ]
 
 
 def risk_ratio(top: Array, bottom: Array) -> Interval:
