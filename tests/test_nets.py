@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import vmap
 
 from companion import nets
+from companion.losses import logistic
 
 F64 = torch.float64
 
@@ -92,3 +93,57 @@ def test_bad_input() -> None:
         nets.two_layer(3, 1.5)
     with pytest.raises(ValueError, match="image must be at least 16 wide and high for 4 poolings"):
         nets.cnn((1, 8, 8), 4, 4, 3)
+
+
+LINNETS = [((3, 1), 0), ((3, 4, 1), 1), ((3, 5, 4, 6, 2), 2), ((3, 4, 4, 4, 4, 1), 4)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("widths", "linear_layers"), LINNETS)
+def test_a_collapsed_net_computes_the_same(widths, linear_layers: int, dtype: torch.dtype, tolerance: float) -> None:
+    net = nets.mlp(widths, "tanh", linear_layers=linear_layers)
+    params = net.init(generator(2), dtype=dtype)
+    params = {name: value + 0.1 * inputs(*value.shape).to(dtype) for name, value in params.items()}
+    x = inputs(50, 3).to(dtype)
+    plain = nets.mlp((*widths[: len(widths) - 1 - linear_layers], widths[-1]), "tanh")
+    one = nets.collapsed(params, linear_layers)
+    assert one.keys() == plain.init(generator(), dtype=dtype).keys()
+    expected = net.apply(params, x)
+    assert expected.std() > 0.05
+    assert (plain.apply(one, x) - expected).abs().max() < tolerance * expected.abs().max()
+    if linear_layers:  # layers are linear only where told
+        assert not torch.allclose(nets.mlp(widths, "tanh").apply(params, x), expected, rtol=1e-2)
+
+
+def test_a_fleet_collapses_run_by_run() -> None:
+    net = nets.mlp((3, 4, 5, 2), "tanh", linear_layers=1)
+    runs = [net.init(generator(seed), dtype=torch.float64) for seed in (0, 1)]
+    fleet = nets.collapsed({name: torch.stack([run[name] for run in runs]) for name in runs[0]}, 1)
+    for i, run in enumerate(runs):
+        for name, value in nets.collapsed(run, 1).items():
+            torch.testing.assert_close(fleet[name][i], value)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: nets.mlp((3, 0, 1), linear_layers=1), "a layer has at least one unit"),
+        (lambda: nets.mlp((3, 4, 1), linear_layers=2), "linear_layers must be at most 1 for these widths, got 2"),
+        (lambda: nets.mlp((3, 4, 1), linear_layers=-1), "linear_layers must be at least 0"),
+        (lambda: nets.collapsed({"0.weight": torch.ones(1, 2)}, 1), "linear_layers must be below the 1 layers, got 1"),
+        (lambda: nets.collapsed({"0.weight": torch.ones(1, 2)}, -1), "linear_layers must be at least 0"),
+    ],
+)
+def test_linear_layers_out_of_range(call, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_logistic_loss() -> None:
+    loss = logistic(lambda params, x: x @ params["w"])
+    x, y = torch.tensor([[1.0], [-2.0]]), torch.tensor([1.0, 0.0])
+    expected = (torch.log1p(torch.exp(torch.tensor(-3.0))) + torch.log1p(torch.exp(torch.tensor(-6.0)))) / 2
+    torch.testing.assert_close(loss({"w": torch.tensor([3.0])}, (x, y)), expected)
+    for wrong in (y.long(), y[:, None]):
+        with pytest.raises(ValueError, match=r"y must be floating and have the outputs' shape \(2,\)"):
+            loss({"w": torch.tensor([3.0])}, (x, wrong))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from companion.checks import at_least, require
+from companion.checks import at_least, real, require
 from companion.tasks import Task
 
 KINDS = ("regression", "boundaries")
@@ -78,8 +78,9 @@ def family(
         ValueError: an argument out of range.
     """
     at_least("outputs", outputs, 1, "a task has an output", whole=True)
-    require([0 < scale < math.inf for scale in scales], "scales", "be positive and finite", list(scales), "drop it")
-    require(len(scales) >= 1, "scales", "name an input or more", list(scales), "one entry an input")
+    lengths = real("scales", scales)
+    require(lengths.ndim == 1 and lengths.size > 0, "scales.shape", "be [dim]", lengths.shape, "one entry an input")
+    require(lengths > 0, "scales", "be positive", lengths, "drop the input")
     require(0 <= correlation < 1, "correlation", "lie in [0, 1)", correlation, "0 for independent outputs")
     at_least("noise", noise, 0, "noise is a standard deviation")
     at_least("hidden", hidden, 0, "0 for labels linear in x", whole=True)
