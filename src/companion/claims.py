@@ -17,7 +17,7 @@ VERDICTS = ("derived", "holds", "partly", "fails", "pending")
 class Finding:
     """What settles a claim: the parts of its criterion, each with its outcome, and the number that decides.
 
-    ``parts`` maps each part to "derived", "holds", "partly" or "fails".
+    ``parts`` maps each part to "derived", "holds", "partly", "fails", or "pending" where nothing settles it yet.
     """
 
     parts: Mapping[str, str]
@@ -27,8 +27,13 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none: fails."""
+        """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none: fails.
+
+        Pending, as long as a part is.
+        """
         outcomes = set(self.parts.values())
+        if "pending" in outcomes:
+            return "pending"
         if outcomes <= {"derived", "holds"}:
             return "derived" if "derived" in outcomes else "holds"
         return "fails" if outcomes == {"fails"} else "partly"

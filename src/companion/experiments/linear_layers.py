@@ -227,10 +227,8 @@ def settle_d2(record: Record) -> Finding:
     Each is asked of every model and number of added layers at the usual width, (ii) at every inner step.
     """
     table = record.table
-    usual = table["width"].iloc[0]
-    found, tested = (
-        frame[(frame["inputs"] == "spread") & (frame["width"] == usual)] for frame in (ratios(table), collapses(table))
-    )
+    asked = table[(table["inputs"] == "spread") & (table["width"] == table["width"].iloc[0])]
+    found, tested = ratios(asked), collapses(asked)
     parts = {
         "(i) added layers beat plain": synthetic.all_or_some(found["gain_low"] > 1),
         "(ii) collapsed no better than plain": synthetic.all_or_some(tested["ratio_low"] >= SLACK),
