@@ -9,9 +9,28 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-def test_the_second_example_trains_a_fleet() -> None:
+def test_the_example_of_depth() -> None:
     names: dict[str, object] = {}
-    setup, last = BLOCKS[1].rsplit("\n", 2)[:2]
+    exec(BLOCKS[1], names)
+    said = [line.split("  # ") for line in BLOCKS[1].splitlines() if line.startswith("depth.")]
+    assert len(said) == 2
+    for expression, text in said:
+        assert eval(expression, names) == pytest.approx(float(text.split(":")[0]), abs=0.005)
+    assert eval("np.trace(inputs @ tasks) / 2", names) == pytest.approx(1.67, abs=0.005)
+
+
+def test_the_example_of_a_meta_optimizer() -> None:
+    names: dict[str, object] = {}
+    setup, last = BLOCKS[2].rsplit("\n", 2)[:2]
+    exec(setup, names)
+    found = eval(last.split("  # ")[0], names)
+    assert {"0.weight", "2.bias", "rule/1.weight.L", "rule/2.weight.R"} <= found.keys()
+    assert all(value.abs().max() > 0 for value in found.values())
+
+
+def test_the_example_trains_a_fleet() -> None:
+    names: dict[str, object] = {}
+    setup, last = BLOCKS[3].rsplit("\n", 2)[:2]
     exec(setup, names)
     after = eval(last.split("  # ")[0], names)
     before = eval(last.split("  # ")[0].replace("trained", "params"), names)

@@ -18,7 +18,8 @@ PAGES = [
     *(
         f"book/{name}.html"
         for name in (
-            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "landscape/two_layer", "ledger",
+            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "landscape/two_layer",
+            "depth/shallow", "depth/linear_layers", "depth/meta_optimizers", "ledger",
             "deviations", "reproduce", "api",
             "bibliography",
         )

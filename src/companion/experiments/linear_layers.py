@@ -12,7 +12,6 @@ from torch.func import vmap
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding
-from companion.evaluation import Interval
 from companion.experiments import Experiment, shallow, synthetic
 from companion.experiments.synthetic import Fleet, Model, Sizes
 from companion.meta_optimizers import Params
@@ -236,8 +235,8 @@ def settle_d2(record: Record) -> Finding:
     }
     least = found.loc[found["gain_low"].idxmin()]
     of = f"risk of plain / {least['added']} added, least ({least['kind']})"
-    value = Interval(least["gain"], least["gain_low"], least["gain_high"])
-    return Finding(parts, value.value, (value.low, value.high), of)
+    value, low, high = (float(least[name]) for name in ("gain", "gain_low", "gain_high"))
+    return Finding(parts, value, (low, high), of)
 
 
 EXPERIMENT = Experiment(
