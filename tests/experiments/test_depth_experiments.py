@@ -279,6 +279,17 @@ def test_a_rule_is_counted() -> None:
     assert joined(plain, {}) == plain
 
 
+def test_a_rule_starts_at_the_first_rate_that_does_not_diverge() -> None:
+    config = replace(meta_optimizers.PROFILES["quick"], seeds=2, steps=15, test_tasks=50, alphas=(1e7, 0.2))
+    point = {"part": "rules", "kind": "regression", "steps": 3, "adapting": False, "turned": True, "model": "deep",
+             "rule": "SGD"}  # fmt: skip
+    rows = meta_optimizers.compute(config, point, "cpu")
+    assert [row["alpha"] for row in rows] == [0.2, 0.2]
+    assert rows == meta_optimizers.compute(replace(config, alphas=(0.2,)), point, "cpu")
+    lost = meta_optimizers.compute(replace(config, alphas=(1e7,)), point, "cpu")
+    assert [row["after"] for row in lost] == [synthetic.CAP] * 2
+
+
 # verdicts
 
 
@@ -348,7 +359,7 @@ def ruled() -> pd.DataFrame:
     for point in meta_optimizers.points(config):
         if point["part"] == "rules":
             means = {"learned rate": 0.5, "KFO": 0.4}
-            rows += [{**point, "parameters": 1, "own_parameters": 2, "seed": seed, "after": risk}
+            rows += [{**point, "parameters": 1, "own_parameters": 2, "alpha": 1.0, "seed": seed, "after": risk}
                      for seed, risk in enumerate(seeds_of(means.get(point["rule"], 0.45)))]  # fmt: skip
         else:
             for look in config.looks:

@@ -2,6 +2,7 @@
 do to the gradients of the layers below them (paper D)."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from companion.experiments.synthetic import Fleet, Model, Sizes
 from companion.meta_optimizers import RULES, Params
 from companion.objectives import parted
 from companion.records import Record, Row
-from companion.sweeps import Point
+from companion.sweeps import Diverged, Point
 from companion.tasks.shallow import Shallow
 from companion.theory import depth
 
@@ -33,9 +34,9 @@ _ROUNDS = 60  # of the alternating fit
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes. ``alpha`` is relative to the largest curvature, and where learned rates start; ``rule_alpha`` the step of
-    a rule that adapts within the task. ``noise`` is that of regression; ``looks`` are the outer steps at which
-    gradients are compared, on ``pairs`` tasks to fit and as many to test.
+    """Sizes. ``alphas`` are inner rates to start from, relative to the largest curvature: the first one at which no run
+    diverges in training is taken. ``rule_alpha`` is the step of a rule that adapts within the task, ``noise`` that of
+    regression; ``looks`` are the outer steps at which gradients are compared, on ``pairs`` tasks to fit and to test.
     """
 
     dim: int = 10
@@ -47,7 +48,7 @@ class Config:
     noise: float = 0.5
     hidden: int = 20
     width: int = 10
-    alpha: float = 1.0
+    alphas: Sequence[float] = (1.0, 0.5, 0.2)
     rule_alpha: float = 0.01
     kinds: Sequence[str] = KINDS
     seeds: int = 20
@@ -80,12 +81,13 @@ def points(config: Config) -> list[Point]:
     return [*found, *({"part": "alignment", "activation": name} for name in ("relu", "tanh", "identity"))]
 
 
-def fleet(config: Config, kind: str, *, turned: bool = True, device: str = "cpu") -> Fleet:
-    """A run at every seed."""
+def fleet(config: Config, kind: str, *, alpha: float | None = None, turned: bool = True, device: str = "cpu") -> Fleet:
+    """A run at every seed, at an inner rate; by default the first of the config."""
     setting = {
         "scales": shallow.scales(shallow.Config(dim=config.dim, least=config.least, most=config.most), "spread"),
-        "alpha": config.alpha, "outputs": config.outputs, "correlation": config.correlation, "turned": turned,
-        "noise": config.noise if kind == "regression" else 0.0, "hidden": config.hidden if kind == "mlp" else 0,
+        "alpha": alpha or config.alphas[0], "outputs": config.outputs, "correlation": config.correlation,
+        "turned": turned, "noise": config.noise if kind == "regression" else 0.0,
+        "hidden": config.hidden if kind == "mlp" else 0,
     }  # fmt: skip
     kind = "boundaries" if kind == "boundaries" else "regression"
     return synthetic.fleet(kind, [setting], range(config.seeds), support=config.support, device=device)
@@ -116,19 +118,23 @@ def count(params: Params) -> int:
 
 
 def _rules(config: Config, point: Point, device: str) -> list[Row]:
-    of, own = fleet(config, point["kind"], turned=point["turned"], device=device), model(config, point)
-    numbers = dict(zip(NUMBERS, map(count, parted(synthetic.start(of, own))), strict=True))
+    own, kind, turned = model(config, point), point["kind"], point["turned"]
+    numbers = dict(zip(NUMBERS, map(count, parted(synthetic.start(fleet(config, kind), own))), strict=True))
 
-    def rows_of(tried: Sequence[float]) -> list[Row]:
+    def rows_at(alpha: float) -> list[Row]:
+        of = fleet(config, kind, alpha=alpha, turned=turned, device=device)
         params = synthetic.train(of, own, sizes(config))
         found = synthetic.scores(of, own, params, sizes(config), (0, own.steps))
         columns = {"before": found.risk[:, 0], "after": found.risk[:, 1]}
-        if point["kind"] == "boundaries":
+        if kind == "boundaries":
             columns["accuracy"] = found.accuracy[:, 1]
-        return synthetic.as_rows({**point, **numbers}, of, tried, columns)
+        return synthetic.as_rows({**point, **numbers}, of, [alpha], columns)
 
-    lost = {**point, **numbers, "before": synthetic.CAP, "after": synthetic.CAP}
-    return synthetic.by_alpha(rows_of, [config.alpha], lost, config.seeds)
+    for alpha in config.alphas:
+        with suppress(Diverged):
+            return rows_at(alpha)
+    lost = {**point, **numbers, "alpha": 0.0, "before": synthetic.CAP, "after": synthetic.CAP}
+    return [{**lost, "seed": seed} for seed in range(config.seeds)]
 
 
 def theory(config: Config) -> dict[str, float]:
@@ -235,11 +241,8 @@ def rule_table(table: pd.DataFrame) -> pd.DataFrame:
         plain = by[(*key[:2], False, *key[3:5], "learned rate")]
         gain = synthetic.risk_ratio(*(np.asarray(side.sort_values("seed")["after"]) for side in (plain, runs)))
         told = dict(zip(keys, key, strict=True)) | {name: int(runs[name].iloc[0]) for name in NUMBERS}
-        rows.append(
-            told
-            | {"after": runs["after"].mean(), "lost": bool((runs["after"] == synthetic.CAP).all())}
-            | synthetic.interval_columns({"gain": gain})
-        )
+        told["alpha"] = runs["alpha"].iloc[0]
+        rows.append(told | {"after": runs["after"].mean()} | synthetic.interval_columns({"gain": gain}))
     return pd.DataFrame(rows)
 
 
