@@ -1,7 +1,7 @@
 """The claims of the two papers, and their verdicts, recomputed from records and proofs."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,12 @@ class Finding:
         if outcomes <= {"derived", "holds"}:
             return "derived" if "derived" in outcomes else "holds"
         return "fails" if outcomes == {"fails"} else "partly"
+
+
+def all_or_some(outcomes: Iterable[bool]) -> str:
+    """The outcome of a part that is asked of several cases: "holds" in all, "partly" in some, "fails" in none."""
+    found = list(outcomes)
+    return "holds" if all(found) else "partly" if any(found) else "fails"
 
 
 @dataclass(frozen=True)

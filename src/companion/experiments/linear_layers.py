@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from companion import nets
 from companion.checks import Array
-from companion.claims import Finding
+from companion.claims import Finding, all_or_some
 from companion.experiments import Experiment, shallow, synthetic
 from companion.experiments.synthetic import Fleet, Model, Sizes
 from companion.meta_optimizers import Params
@@ -229,9 +229,9 @@ def settle_d2(record: Record) -> Finding:
     asked = table[(table["inputs"] == "spread") & (table["width"] == table["width"].iloc[0])]
     found, tested = ratios(asked), collapses(asked)
     parts = {
-        "(i) added layers beat plain": synthetic.all_or_some(found["gain_low"] > 1),
-        "(ii) collapsed no better than plain": synthetic.all_or_some(tested["ratio_low"] >= SLACK),
-        "(iii) nor at its own best rate": synthetic.all_or_some(found["tuned_low"] > 1),
+        "(i) added layers beat plain": all_or_some(found["gain_low"] > 1),
+        "(ii) collapsed no better than plain": all_or_some(tested["ratio_low"] >= SLACK),
+        "(iii) nor at its own best rate": all_or_some(found["tuned_low"] > 1),
     }
     least = found.loc[found["gain_low"].idxmin()]
     of = f"risk of plain / {least['added']} added, least ({least['kind']})"

@@ -13,7 +13,7 @@ from torch.func import grad, vjp, vmap
 
 from companion import nets
 from companion.checks import Array
-from companion.claims import Finding
+from companion.claims import Finding, all_or_some
 from companion.evaluation import Interval, bootstrap
 from companion.experiments import Experiment, shallow, synthetic
 from companion.experiments.synthetic import Fleet, Model, Sizes
@@ -251,7 +251,7 @@ def settle_d3(record: Record) -> Finding:
     found = rule_table(record.table)
     kfo = found[(found["rule"] == "KFO") & (found["model"] == "shallow") & ~found["adapting"] & found["turned"]]
     least = kfo.loc[kfo["gain_low"].idxmin()]
-    parts = {"synthetic": synthetic.all_or_some(kfo["gain_low"] > 1), "images": "pending"}
+    parts = {"synthetic": all_or_some(kfo["gain_low"] > 1), "images": "pending"}
     what = f"risk of one learned rate / KFO, least ({least['kind']}, {least['steps']} steps)"
     return Finding(parts, float(least["gain"]), (float(least["gain_low"]), float(least["gain_high"])), what)
 
@@ -280,7 +280,7 @@ def settle_d4(record: Record) -> Finding:
     nonlinear = found[found["activation"] != "identity"]
     parts = {
         "(i) linear upper layers": "derived" if proved else "fails",
-        "(ii) nonlinear above shuffled": synthetic.all_or_some(nonlinear["above_low"] > 0),
+        "(ii) nonlinear above shuffled": all_or_some(nonlinear["above_low"] > 0),
     }
     least = nonlinear.loc[nonlinear["above_low"].idxmin()]
     what = f"cosine above the shuffled rule's, least ({least['activation']}, step {least['look']:.0f})"

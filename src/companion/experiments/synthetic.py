@@ -254,9 +254,3 @@ def at_best(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     means = table.groupby([*keys, "alpha"], sort=False)["valid"].mean().reset_index()
     best = means.loc[means.groupby(keys, sort=False)["valid"].idxmin(), [*keys, "alpha"]]
     return table.merge(best, on=[*keys, "alpha"])
-
-
-def all_or_some(outcomes: Iterable[bool]) -> str:
-    """The outcome of a part that is asked of several models: "holds", "partly" or "fails"."""
-    found = list(outcomes)
-    return "holds" if all(found) else "partly" if any(found) else "fails"

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from companion.checks import Array
-from companion.claims import Finding
+from companion.claims import Finding, all_or_some
 from companion.evaluation import Interval, bootstrap
 from companion.experiments import Experiment
 from companion.experiments.two_layer import local, measure
@@ -161,10 +161,6 @@ def correlation(table: pd.DataFrame, base: Mapping[str, float]) -> Interval:
     return bootstrap(statistic, by_seed)
 
 
-def _all_or_some(outcomes: Sequence[bool]) -> str:
-    return "holds" if all(outcomes) else "partly" if any(outcomes) else "fails"
-
-
 def equal_hardness(found: pd.DataFrame) -> pd.DataFrame:
     """The rows of :func:`ratios` with equal input variances, which L4 (i) speaks of."""
     return found[(found["sweep"] == "rho_hard") & (found["x"] == 1)]
@@ -185,9 +181,9 @@ def settle_l4(record: Record) -> Finding:
     base = record.provenance["config"]["base"]
     order = [correlation(runs, base).low >= 0.8 for _, runs in record.table.groupby("activation", sort=False)]
     parts = {
-        "(i) equal hardness": _all_or_some([*((equal["low"] >= 0.98) & (equal["high"] <= 1.02))]),
-        "(ii) packed and far": _all_or_some([*(apart["low"] > 1.1)]),
-        "(iii) order as predicted": _all_or_some(order),
+        "(i) equal hardness": all_or_some((equal["low"] >= 0.98) & (equal["high"] <= 1.02)),
+        "(ii) packed and far": all_or_some(apart["low"] > 1.1),
+        "(iii) order as predicted": all_or_some(order),
     }
     least = apart.loc[apart["low"].idxmin()]
     what = f"risk NAL / MAML at rho_E/rho_H >= 5, least ({least['activation']})"
