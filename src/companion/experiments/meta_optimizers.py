@@ -233,12 +233,15 @@ def _aligned(of: Fleet, config: Config, point: Point, look: int, params: Params)
 
 
 def rule_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Every fleet of ``rules``: mean risk after its steps, and that of the same model with one learned rate over it."""
+    """Every fleet of ``rules``: mean risk after its steps, and that of the shallow model with one learned rate over it.
+
+    Where a run diverged at every inner rate the risk is CAP.
+    """
     rules, rows = table[table["part"] == "rules"], []
     keys = ["kind", "steps", "adapting", "turned", "model", "rule"]
     by: dict[tuple[Any, ...], pd.DataFrame] = dict(iter(rules.groupby(keys, sort=False)))
     for key, runs in by.items():
-        plain = by[(*key[:2], False, *key[3:5], "learned rate")]
+        plain = by[(*key[:2], False, key[3], "shallow", "learned rate")]
         gain = synthetic.risk_ratio(*(np.asarray(side.sort_values("seed")["after"]) for side in (plain, runs)))
         told = dict(zip(keys, key, strict=True)) | {name: int(runs[name].iloc[0]) for name in NUMBERS}
         told["alpha"] = runs["alpha"].iloc[0]
@@ -252,7 +255,7 @@ def settle_d3(record: Record) -> Finding:
     kfo = found[(found["rule"] == "KFO") & (found["model"] == "shallow") & ~found["adapting"] & found["turned"]]
     least = kfo.loc[kfo["gain_low"].idxmin()]
     parts = {"synthetic": all_or_some(kfo["gain_low"] > 1), "images": "pending"}
-    what = f"risk of one learned rate / KFO, least ({least['kind']}, {least['steps']} steps)"
+    what = f"risk of one learned rate / KFO, least ({least['kind']}, {least['steps']:.0f} steps)"
     return Finding(parts, float(least["gain"]), (float(least["gain_low"]), float(least["gain_high"])), what)
 
 
