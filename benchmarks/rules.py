@@ -5,12 +5,12 @@ python benchmarks/rules.py     writes benchmarks/results/rules/two-layer-cpu.jso
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ def cases() -> list[tuple[str, int, bool]]:
     return plain + [(name, 3, True) for name in RULES if name != "SGD"]
 
 
-def prepared(rule: str, steps: int, adapting: bool, compiled: bool) -> tuple[Callable[[], Any], int, int]:
+def prepared(
+    rule: str, steps: int, adapting: bool, compiled: bool, runs: int | None = None
+) -> tuple[Callable[[], Any], int, int]:
     """The step of a fleet with a rule of its own in every run, how many runs, and numbers in a rule."""
     from companion.meta_optimizers import RULES
     from companion.objectives import learned
@@ -35,6 +37,7 @@ def prepared(rule: str, steps: int, adapting: bool, compiled: bool) -> tuple[Cal
     from works import WORKS
 
     (work,) = [work for work in WORKS if work.name == "two-layer-cpu"]
+    work = replace(work, runs=runs or work.runs)
     params, tasks = work.data()
     made = RULES[rule](work.alpha)
     one = made.init({name: value[0] for name, value in params.items()})
@@ -45,12 +48,18 @@ def prepared(rule: str, steps: int, adapting: bool, compiled: bool) -> tuple[Cal
 
 
 def peak(rule: str, steps: int, adapting: bool) -> float:
-    """Megabytes that the step adds to the most that a fresh process has held."""
+    """Megabytes that a step holds at most beyond what the process held before it (Linux)."""
+    prepared(rule, steps, adapting, compiled=False, runs=1)[0]()  # loads what the step needs of torch
     step, _, _ = prepared(rule, steps, adapting, compiled=False)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+    def held(kind: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = held("VmRSS")
+    step()
+    return held("VmHWM") - before
 
 
 def main() -> None:
