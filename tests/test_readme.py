@@ -28,6 +28,16 @@ def test_the_example_of_a_meta_optimizer() -> None:
     assert all(value.abs().max() > 0 for value in found.values())
 
 
+def test_the_example_of_images() -> None:
+    names: dict[str, object] = {}
+    setup, last = BLOCKS[4].rsplit("\n", 2)[:2]
+    exec(setup, names)
+    expression, said = last.split("  # ")
+    assert list(eval(expression, names)) == eval(said.split(":")[0])
+    characters = len(names["sources"].load("glyphs").class_names)
+    assert 2000 <= characters < 2200
+
+
 def test_the_example_trains_a_fleet() -> None:
     names: dict[str, object] = {}
     setup, last = BLOCKS[3].rsplit("\n", 2)[:2]

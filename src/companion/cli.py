@@ -1,4 +1,4 @@
-"""The command line: ``companion list``, ``run``, ``verify``."""
+"""The command line: ``companion list``, ``run``, ``verify``, ``data``."""
 
 import sys
 from concurrent.futures import BrokenExecutor
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from companion import claims, experiments, records
+from companion import claims, experiments, paths, records
 
 app = typer.Typer(
     add_completion=False,
@@ -75,6 +75,19 @@ def run(
         progress=sys.stderr.isatty(),
     )
     print(f"The record is at {records.folder(name, profile)}")
+
+
+@app.command("data", help="Fetch or find the images of a source and check them. Example: companion data omniglot")
+def data(
+    name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, fc100 or mini_imagenet")],
+) -> None:
+    """Say what is there, after fetching it if need be."""
+    from companion.tasks import downloads  # only here: the other commands need no images
+
+    source = downloads.locate(name, progress=sys.stderr.isatty())
+    classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
+    where = "drawn" if name == "glyphs" else f"under {paths.data()}"
+    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {where}")
 
 
 def main() -> None:

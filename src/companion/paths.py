@@ -18,6 +18,12 @@ def data() -> Path:
     return (checkout() or Path.home() / ".cache" / "maml-companion") / "data"
 
 
+def cache() -> Path:
+    """Where what can be computed again is kept: ``_build/cache`` of the checkout, else the user's cache."""
+    root = checkout()
+    return root / "_build" / "cache" if root else Path.home() / ".cache" / "maml-companion"
+
+
 def results() -> Path:
     """Where records are kept: ``COMPANION_RESULTS``, else ``results/`` of the checkout.
 

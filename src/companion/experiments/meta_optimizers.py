@@ -182,7 +182,7 @@ def bottom_gradients(
 
 
 def fit_kronecker(inputs: Array, targets: Array) -> tuple[Array, Array]:
-    """The factors (left, right) of least sum over tasks of |left G right - target|^2: [task, n, m] each.
+    """The factors (left, right) of least sum over tasks of ``|left G right - target|^2``: [task, n, m] each.
 
     An external optimizer, fitted by least squares for one factor after the other. Gradients share their scale.
     """

@@ -147,7 +147,7 @@ def near_identity(of: Fleet, width: int, level: float, std: float, b_std: float)
 
 
 def preconditioners(of: Fleet, params: Params) -> Array:
-    """What depth has learned: alpha (A A.T + |b|^2 I) of every run, [run, dim, dim]."""
+    """What depth has learned: ``alpha (A A.T + |b|^2 I)`` of every run, [run, dim, dim]."""
     steps = of.alpha.cpu().numpy()
     layers = [params[name].cpu().numpy() for name in ("0.weight", "1.weight")]
     pairs = zip(*layers, strict=True)

@@ -123,7 +123,7 @@ def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Arr
 def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
     """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l), [o * d, o * d].
 
-    Symmetric, positive semidefinite. For one output and two layers, y = b.(A.T x), it is A A.T + |b|^2 I.
+    Symmetric, positive semidefinite. For one output and two layers, y = b.(A.T x), it is ``A A.T + |b|^2 I``.
     """
     layers = _layers(weights)
     terms = [np.kron(above @ above.T, below.T @ below) for above, below in _around(layers, np.eye)]
@@ -185,7 +185,7 @@ def _risk(p: Array, of: _Moments) -> float:
 def preconditioned_risk(
     preconditioner: ArrayLike, covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float = 0.0
 ) -> float:
-    """The excess risk after one preconditioned step from 0: E |P vec(-G) - vec(W*)|^2 / 2 in the norm of I kron S.
+    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``, norm of I kron S.
 
     Args:
         preconditioner: [o * d, o * d].
@@ -228,7 +228,7 @@ def best_kronecker(
     """The factors (left [o, o], right [d, d]) of the best step W = left (-G) right, one Kronecker product.
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the left factor of the
-    Kronecker product nearest to P*; the better end is returned, with |left|^2 = o. Arguments and errors as in
+    Kronecker product nearest to P*; the better end is returned, with ``|left|^2 = o``. Arguments and errors as in
     :func:`best_preconditioner`. Where C = C_o kron C_i and there is no noise, it is P* itself.
     Source: derived in book/depth/meta_optimizers.
     """

@@ -1,0 +1,106 @@
+"""Few-shot episodes: N-way K-shot tasks drawn from a source, a whole batch at once and on the source's device.
+
+An episode's classes are labelled 0 to N - 1 in random order. Support and query are different images. Easy episodes
+take their classes from anywhere in a split, hard ones from one group (an alphabet, a superclass).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from companion.checks import at_least, require
+from companion.tasks import Task
+from companion.tasks.sources import Source
+
+
+class Pool(NamedTuple):
+    """What episodes are drawn from: images [image, channel, height, width], uint8; of each class its ``first`` image,
+    their number ``sizes``, and its ``group``, all [class]."""
+
+    images: torch.Tensor
+    first: torch.Tensor
+    sizes: torch.Tensor
+    group: torch.Tensor
+
+
+def pool(source: Source, split: str, *, groups: Sequence[int] | None = None, device: str = "cpu") -> Pool:
+    """The classes of a split, of some groups alone if told: few groups make packed hard tasks, many spread ones.
+
+    Raises:
+        ValueError: an unknown split, or no class left.
+    """
+    if split not in source.splits:
+        raise ValueError(f"split must be one of {', '.join(source.splits)}, got {split!r}")
+    members = source.splits[split]
+    if groups is not None:
+        members = members[torch.isin(source.group[members], torch.tensor(list(groups)))]
+    require(len(members) > 0, "groups", f"have a class in the {split} split", groups, "see source.group")
+    parts = (source.images, source.first[members], source.sizes[members], source.group[members])
+    return Pool(*(part.to(device) for part in parts))
+
+
+def fitting_groups(of: Pool, ways: int) -> torch.Tensor:
+    """The groups that have at least ``ways`` classes, so that hard episodes can be drawn from them."""
+    names, sizes = torch.unique(of.group, return_counts=True)
+    found: torch.Tensor = names[sizes >= ways]
+    return found
+
+
+def sample(
+    of: Pool,
+    generator: torch.Generator,
+    *,
+    episodes: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    hard_fraction: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Task:
+    """A batch of episodes, Task((x, y), (x, y)): x [episode, ways * shots, channel, height, width], y [episode, ...].
+
+    Args:
+        of: where classes and images come from.
+        generator: on the pool's device.
+        episodes: how many, >= 1.
+        ways: classes in each.
+        shots: support images of a class.
+        queries: query images of a class.
+        hard_fraction: probability that an episode's classes are all of one group, in [0, 1].
+        dtype: of x, which is uint8 / 255 - 1/2.
+
+    Raises:
+        ValueError: more classes or images than there are, or an argument out of range.
+    """
+    for name, value in {"episodes": episodes, "ways": ways, "shots": shots, "queries": queries}.items():
+        at_least(name, value, 1, "an episode needs one at least", whole=True)
+    require(0 <= hard_fraction <= 1, "hard_fraction", "lie in [0, 1]", hard_fraction, "it is a probability")
+    classes, each = len(of.first), shots + queries
+    require(ways <= classes, "ways", f"be at most the {classes} classes of the pool", ways, "take fewer")
+    least = int(of.sizes.min())
+    require(each <= least, "shots + queries", f"be at most the {least} images of the smallest class", each, "fewer")
+    here = of.images.device
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, device=here)
+
+    rank = uniform(episodes, classes)
+    if hard_fraction > 0:
+        groups = fitting_groups(of, ways)
+        require(len(groups) > 0, "ways", "be at most the classes of some group", ways, "hard episodes need them")
+        own = groups[(uniform(episodes) * len(groups)).long().clamp(max=len(groups) - 1)]
+        hard = uniform(episodes) < hard_fraction
+        rank = rank - (hard[:, None] & (of.group != own[:, None])).to(rank.dtype)  # below every class of the group
+    chosen = rank.topk(ways, dim=1).indices  # in random order: the labels are permuted
+    count = of.sizes[chosen]
+    order = uniform(episodes, ways, int(of.sizes.max()))
+    order = order.masked_fill(torch.arange(order.shape[-1], device=here) >= count[..., None], -1.0)
+    images = of.first[chosen][..., None] + order.topk(each, dim=-1).indices
+    y = torch.arange(ways, device=here)[:, None].expand(episodes, ways, each)
+
+    def side(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        index = images[..., start:stop].flatten(1)
+        return of.images[index].to(dtype).div_(255).sub_(0.5), y[..., start:stop].flatten(1)
+
+    return Task(side(0, shots), side(shots, each))

@@ -1,0 +1,142 @@
+"""Downloads against a server of our own: whole, cut, altered, and none."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from companion.tasks import downloads
+from companion.tasks.downloads import Download
+from companion.tasks.sources import DataError
+
+CONTENT = b"a publisher's file " * 50_000
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(404 if self.path == "/none" else 200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[: len(CONTENT) // 2] if self.path == "/cut" else CONTENT)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+
+    def serve(path: str, content: bytes = CONTENT, base: str = server) -> Path:
+        of = Download(base + path, hashlib.md5(content).hexdigest(), "omniglot/file.zip")
+        monkeypatch.setitem(downloads.DOWNLOADS, "omniglot", of)
+        return tmp_path / of.place
+
+    return serve
+
+
+def only(path: Path) -> bool:
+    """Nothing else lies beside ``path``, and it holds the content."""
+    return list(path.parent.iterdir()) == [path] and path.read_bytes() == CONTENT
+
+
+def test_a_download(place) -> None:
+    path = place("/whole")
+    assert downloads.fetch("omniglot") == path
+    assert only(path)
+
+
+def test_a_good_copy_is_not_touched(place) -> None:
+    path = place("/none")
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    before = path.stat().st_mtime_ns
+    assert downloads.fetch("omniglot") == path
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_bad_copy_is_replaced(place) -> None:
+    path = place("/whole")
+    path.parent.mkdir()
+    path.write_bytes(CONTENT[:-1])
+    downloads.fetch("omniglot")
+    assert only(path)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("cut", "must be reachable and whole, got .*; try again, or put the file at"),
+        ("none", "must be reachable and whole, got HTTPError: 404"),
+        ("altered", "must have the published MD5 .*, got another file"),
+        ("no server", "must be reachable and whole, got ConnectionError"),
+    ],
+)
+def test_a_download_that_fails(place, way: str, said: str, there: bool) -> None:
+    if way == "altered":
+        path = place("/whole", b"what was published")
+    else:
+        path = place(f"/{way}", **({"base": "http://127.0.0.1:9"} if way == "no server" else {}))
+    if there:
+        path.parent.mkdir()
+        path.write_bytes(b"an old copy")
+    with pytest.raises(DataError, match=said):
+        downloads.fetch("omniglot")
+    assert [file.read_bytes() for file in path.parent.iterdir()] == ([b"an old copy"] if there else [])
+
+
+def test_what_cannot_be_fetched() -> None:
+    with pytest.raises(ValueError, match="source must be one that can be fetched, got glyphs: it is drawn"):
+        downloads.fetch("glyphs")
+    with pytest.raises(ValueError, match="got mini_imagenet: put your own files"):
+        downloads.fetch("mini_imagenet")
+    with pytest.raises(ValueError, match=r"source must be one of glyphs, .* got 'mnist'"):
+        downloads.fetch("mnist")
+
+
+def test_published_files_are_named_in_full() -> None:
+    for of in downloads.DOWNLOADS.values():
+        assert of.url.startswith("https://")
+        assert len(of.md5) == 32
+
+
+def test_locate_fetches_what_is_missing_and_checks_what_is_there(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place("/whole")
+    opened: list[bytes] = []
+
+    def load(name: str) -> str:
+        if not path.exists():
+            raise downloads.MissingData("none")
+        opened.append(path.read_bytes())
+        return name
+
+    monkeypatch.setattr(downloads, "load", load)
+    assert downloads.locate("omniglot") == "omniglot"
+    path.write_bytes(b"altered")
+    assert downloads.locate("omniglot") == "omniglot"
+    assert opened == [CONTENT, CONTENT]
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from companion import cli
+
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["companion", "data", "mini_imagenet"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "got mini_imagenet: put your own files under mini_imagenet/" in capsys.readouterr().err

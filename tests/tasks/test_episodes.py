@@ -1,0 +1,119 @@
+"""Episodes: which classes and images they hold, and that nothing leaks."""
+
+import pytest
+import torch
+
+from companion.streams import torch_stream
+from companion.tasks import episodes
+from companion.tasks.sources import Source
+
+CLASSES, GROUPS = 24, 4
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """Every image tells its class and its number in it: channels (class, number), 1 x 1."""
+    count = torch.tensor([8 + c % 3 for c in range(CLASSES)])
+    images = [torch.tensor([[c, i]]) for c in range(CLASSES) for i in range(int(count[c]))]
+    stacked = torch.stack(images).reshape(-1, 2, 1, 1).to(torch.uint8)
+    group = torch.arange(CLASSES) % GROUPS
+    splits = {"train": torch.arange(16), "validation": torch.arange(16, 20), "test": torch.arange(20, 24)}
+    names = tuple(map(str, range(CLASSES)))
+    return Source("told", stacked, count.cumsum(0) - count, count, group, names, tuple("abcd"), splits)
+
+
+def told(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class and number of every image, [episode, image]."""
+    values = ((x + 0.5) * 255).round().long()[..., 0, 0]
+    return values[..., 0], values[..., 1]
+
+
+def draw(source: Source, count: int = 2000, split: str = "train", seed: int = 0, **options):
+    of = episodes.pool(source, split, groups=options.pop("groups", None))
+    sizes = {"ways": 3, "shots": 2, "queries": 4} | options
+    return episodes.sample(of, torch_stream(seed, "tests/episodes"), episodes=count, **sizes)
+
+
+def test_shapes_and_labels(source: Source) -> None:
+    (x, y), (query, query_y) = draw(source, 7)
+    assert x.shape == (7, 6, 2, 1, 1)
+    assert query.shape == (7, 12, 2, 1, 1)
+    assert y.tolist() == [[0, 0, 1, 1, 2, 2]] * 7
+    assert query_y[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_ten_thousand_episodes_leak_nothing(source: Source) -> None:
+    """No image in support and query, no image twice, no class under two labels, none of another split."""
+    for split in ("train", "test"):
+        (x, y), (query, query_y) = draw(source, 10_000, split, queries=6)
+        kind, number = (torch.cat(parts, 1) for parts in zip(told(x), told(query), strict=True))
+        label = torch.cat([y, query_y], 1)
+        image = (kind * 100 + number).sort(1).values
+        assert (image[:, 1:] > image[:, :-1]).all()
+        own = torch.stack([kind[label == k].reshape(10_000, -1) for k in range(3)], 1)
+        assert (own == own[..., :1]).all()
+        distinct = own[..., 0].sort(1).values
+        assert (distinct[:, 1:] > distinct[:, :-1]).all()
+        assert set(kind.unique().tolist()) == set(source.splits[split].tolist())
+
+
+def test_classes_images_and_labels_are_even(source: Source) -> None:
+    (x, y), (query, _) = draw(source, 20_000)
+    kind, _ = told(x)
+    for label in range(3):
+        share = torch.bincount(kind[y == label], minlength=16)[:16] / (2 * 20_000)
+        assert (share - 1 / 16).abs().max() < 4.5 * (15 / 16**2 / 20_000) ** 0.5
+    query_kind, number = told(query)
+    for c in (0, 2):  # classes of 8 and of 10 images
+        share = torch.bincount(number[query_kind == c]).double()
+        assert len(share) == source.sizes[c]
+        assert (share / share.mean() - 1).abs().max() < 0.1
+
+
+def test_hard_episodes_come_from_one_group(source: Source) -> None:
+    for fraction in (0.0, 0.4, 1.0):
+        (x, _), _ = draw(source, 4000, hard_fraction=fraction)
+        group = told(x)[0] % GROUPS
+        alone = (group == group[:, :1]).all(1)
+        by_chance = 3 * 2 / (15 * 14)
+        expected = fraction + (1 - fraction) * by_chance
+        assert abs(alone.double().mean() - expected) < 4.5 * (0.25 / 4000) ** 0.5
+        if fraction == 1:
+            assert alone.all()
+            assert torch.bincount(group[:, 0]).min() > 800
+
+
+def test_packed_tasks_come_from_few_groups(source: Source) -> None:
+    (x, _), _ = draw(source, 500, groups=[1, 3], hard_fraction=1.0)
+    assert set((told(x)[0] % GROUPS).unique().tolist()) == {1, 3}
+
+
+def test_only_groups_with_enough_classes_are_hard(source: Source) -> None:
+    few = source._replace(group=torch.tensor([0] * 14 + [1] * 2 + [2] * 8))
+    of = episodes.pool(few, "train")
+    assert episodes.fitting_groups(of, 3).tolist() == [0]
+    (x, _), _ = draw(few, 200, hard_fraction=1.0)
+    assert told(x)[0].max() < 14
+
+
+def test_a_seed_fixes_them(source: Source) -> None:
+    first, again, other = draw(source, 5), draw(source, 5), draw(source, 5, seed=1)
+    assert torch.equal(first.query[0], again.query[0])
+    assert not torch.equal(first.query[0], other.query[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ways": 17}, "ways must be at most the 16 classes of the pool, got 17"),
+        ({"queries": 7}, r"shots \+ queries must be at most the 8 images of the smallest class, got 9"),
+        ({"shots": 0}, "shots must be at least 1"),
+        ({"hard_fraction": 1.5}, r"hard_fraction must lie in \[0, 1\]"),
+        ({"ways": 5, "hard_fraction": 0.5}, "ways must be at most the classes of some group, got 5"),
+        ({"split": "all"}, "split must be one of train, validation, test, got 'all'"),
+        ({"groups": [9]}, "groups must have a class in the train split"),
+    ],
+)
+def test_bad_input(source: Source, options, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        draw(source, 5, **options)
