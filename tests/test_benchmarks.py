@@ -47,3 +47,11 @@ def test_the_difference_is_relative_and_over_common_runs(bench: ModuleType) -> N
     theirs = {"a": np.array([[3.0, 4.5]]), "b": np.zeros((1, 1))}
     assert bench.differ(theirs, ours) == pytest.approx(0.1)
     assert bench.differ(ours, ours) == 0
+
+
+def test_a_step_with_linear_kfo_costs_at_most_two_plain_ones(bench: ModuleType) -> None:
+    result = json.loads((bench.RESULTS / "rules" / "two-layer-cpu.json").read_text())
+    rows = {row["rule"]: row for row in result["rows"] if row["steps"] == 1}
+    assert len(rows) == 7
+    for column in ("plain_us", "plain_least_us", "compiled_us", "compiled_least_us"):
+        assert rows["KFO"][column] < 2 * rows["SGD"][column]

@@ -20,7 +20,10 @@ def companion(*arguments: str, results: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nope"], "experiment must be one of linear, two_layer, got 'nope'"),
+        (
+            ["run", "nope"],
+            "experiment must be one of linear, two_layer, shallow, linear_layers, meta_optimizers, got 'nope'",
+        ),
         (["run", "linear", "--profile", "big"], "profile must be one of quick, full, got 'big'"),
         (["run", "linear", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "linear", "--workers", "two"], "Invalid value for '--workers'"),

@@ -181,6 +181,16 @@ def test_a_collapsed_model_with_few_samples() -> None:
     assert abs(float(found.mean()) - mutant) > 4 * error
 
 
+def test_the_record_of_collapse() -> None:
+    """On isotropic inputs a rate of its own gives a collapsed model everything back: the null that was predicted."""
+    table = linear_layers.EXPERIMENT.load("full").table
+    isotropic = linear_layers.ratios(table[table["inputs"] == "isotropic"])
+    assert len(isotropic) == 8
+    assert (isotropic["tuned_low"] > 0.98).all()
+    assert (isotropic["tuned_high"] < 1.02).all()
+    assert table["off"].max() < 1e-10
+
+
 TINY = replace(
     linear_layers.PROFILES["quick"], dim=4, seeds=3, steps=15, test_tasks=50, alphas=(0.2, 0.6), hidden=6,
     widths=(4, 1), rates=(0.1, 0.3, 1.0, 3.0),
