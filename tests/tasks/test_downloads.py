@@ -26,9 +26,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Quiet(HTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up early is part of the test."""
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+    with Quiet(("127.0.0.1", 0), Handler) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
