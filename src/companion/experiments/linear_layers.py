@@ -20,6 +20,7 @@ from companion.sweeps import Point
 
 KINDS = ("regression", "boundaries", "mlp")
 STEPS = (0, 1, 3)
+_KEYS = ["kind", "inputs", "frozen", "added", "width"]  # what names a model
 SLACK = 0.99  # a collapsed model counts as no better than plain if its risk is at least this share
 
 
@@ -115,11 +116,6 @@ def collapse(of: Fleet, params: Params, config: Config, point: Point) -> tuple[M
     return plain, one, off.cpu().numpy()
 
 
-def sizes(config: Config) -> Sizes:
-    """Of every fleet."""
-    return Sizes(config.tasks, config.steps, config.rate, config.query, config.test_tasks, config.test_query)
-
-
 def at_rate(of: Fleet, rate: Array, told: Array) -> Fleet:
     """The fleet with other inner steps, relative as ``told``, its own, are."""
     return of._replace(alpha=of.alpha * torch.from_numpy(rate / told).to(of.alpha))
@@ -142,7 +138,7 @@ def at_own_rate(of: Fleet, plain: Model, params: Params, size: Sizes, rates: Seq
 
 def compute(config: Config, point: Point, device: str) -> list[Row]:
     """A row for every inner step and seed: risks of the model, and of what it collapses to."""
-    size, own = sizes(config), model(config, point)
+    size, own = synthetic.sizes(config), model(config, point)
 
     def rows_of(tried: Sequence[float]) -> list[Row]:
         of = fleet(config, point, tried, device)
@@ -166,8 +162,7 @@ def compute(config: Config, point: Point, device: str) -> list[Row]:
 
 def at_own_best(table: pd.DataFrame) -> pd.DataFrame:
     """The rows at the inner step that is best on validation tasks, of every model."""
-    keys = ["kind", "inputs", "frozen", "added", "width"]
-    return synthetic.at_best(table, keys)
+    return synthetic.at_best(table, _KEYS)
 
 
 def _runs(rows: pd.DataFrame, of: Mapping[str, Any], column: str = "risk_1") -> Array:
@@ -178,7 +173,7 @@ def _runs(rows: pd.DataFrame, of: Mapping[str, Any], column: str = "risk_1") -> 
 def _told(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Every model with added layers and none frozen."""
     rows = table[(table["added"] > 0) & (table["frozen"] == "none")]
-    return list(rows[["kind", "inputs", "frozen", "added", "width"]].drop_duplicates().to_dict("records"))
+    return list(rows[_KEYS].drop_duplicates().to_dict("records"))
 
 
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
@@ -196,7 +191,7 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapses(table: pd.DataFrame) -> pd.DataFrame:
-    """The collapsed model over the plain one meta-trained at the same inner step, and both over the model itself."""
+    """The collapsed model over the plain one meta-trained at the same inner step, in risk after it."""
     rows, usual = [], table["width"].iloc[0]
     for of in _told(table):
         for alpha in table["alpha"].unique():
@@ -213,8 +208,7 @@ def collapses(table: pd.DataFrame) -> pd.DataFrame:
 def frozen(table: pd.DataFrame) -> pd.DataFrame:
     """Models with layers frozen in the inner loop over the same model with none frozen, each at its best step."""
     best, rows = at_own_best(table), []
-    keys = ["kind", "inputs", "frozen", "added", "width"]
-    for of in best[best["frozen"] != "none"][keys].drop_duplicates().to_dict("records"):
+    for of in best[best["frozen"] != "none"][_KEYS].drop_duplicates().to_dict("records"):
         ratio = synthetic.risk_ratio(_runs(best, of), _runs(best, of | {"frozen": "none"}))
         rows.append(of | synthetic.interval_columns({"ratio": ratio}))
     return pd.DataFrame(rows)

@@ -14,9 +14,8 @@ from torch.func import grad, vjp, vmap
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding, all_or_some
-from companion.evaluation import Interval, bootstrap
 from companion.experiments import Experiment, shallow, synthetic
-from companion.experiments.synthetic import Fleet, Model, Sizes
+from companion.experiments.synthetic import Fleet, Model
 from companion.meta_optimizers import RULES, Params
 from companion.objectives import parted
 from companion.records import Record, Row
@@ -102,11 +101,6 @@ def model(config: Config, point: Point) -> Model:
     return Model(net, point["rule"], point["steps"], config.rule_alpha if point["adapting"] else None)
 
 
-def sizes(config: Config) -> Sizes:
-    """Of every fleet."""
-    return Sizes(config.tasks, config.steps, config.rate, config.query, config.test_tasks, config.test_query)
-
-
 def compute(config: Config, point: Point, device: str) -> list[Row]:
     """The rows of one point."""
     return {"rules": _rules, "alignment": _alignment}[point["part"]](config, point, device)
@@ -123,8 +117,8 @@ def _rules(config: Config, point: Point, device: str) -> list[Row]:
 
     def rows_at(alpha: float) -> list[Row]:
         of = fleet(config, kind, alpha=alpha, turned=turned, device=device)
-        params = synthetic.train(of, own, sizes(config))
-        found = synthetic.scores(of, own, params, sizes(config), (0, own.steps))
+        params = synthetic.train(of, own, synthetic.sizes(config))
+        found = synthetic.scores(of, own, params, synthetic.sizes(config), (0, own.steps))
         columns = {"before": found.risk[:, 0], "after": found.risk[:, 1]}
         if kind == "boundaries":
             columns["accuracy"] = found.accuracy[:, 1]
@@ -211,7 +205,7 @@ def _alignment(config: Config, point: Point, device: str) -> list[Row]:
         if step in config.looks:
             kept[step] = {name: value.double() for name, value in params.items()}
 
-    final = synthetic.train(of, own, sizes(config), watch=watch)
+    final = synthetic.train(of, own, synthetic.sizes(config), watch=watch)
     kept |= {look: final for look in config.looks if look == config.steps}
     return [row for look, params in sorted(kept.items()) for row in _aligned(of, config, point, look, params)]
 
@@ -264,14 +258,10 @@ def alignments(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     keys = ["activation", "look", "layer"]
     for key, runs in table[table["part"] == "alignment"].groupby(keys, sort=False):
-        columns = {name: _mean(runs[[name]].to_numpy()) for name in ("aligned", "raw", "shuffled")}
-        columns["above"] = _mean((runs["aligned"] - runs["shuffled"]).to_numpy()[:, None])
+        columns = {name: synthetic.mean_interval(runs[name].to_numpy()) for name in ("aligned", "raw", "shuffled")}
+        columns["above"] = synthetic.mean_interval((runs["aligned"] - runs["shuffled"]).to_numpy())
         rows.append(dict(zip(keys, key, strict=True)) | synthetic.interval_columns(columns))
     return pd.DataFrame(rows)
-
-
-def _mean(samples: Array) -> Interval:
-    return bootstrap(lambda drawn: drawn.mean(axis=-2)[..., 0], samples)
 
 
 def settle_d4(record: Record) -> Finding:

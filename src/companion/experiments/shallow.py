@@ -12,7 +12,7 @@ import torch
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding
-from companion.evaluation import Interval, bootstrap, estimate
+from companion.evaluation import Interval, estimate
 from companion.experiments import Experiment, synthetic
 from companion.experiments.synthetic import Fleet, Model, Sizes
 from companion.meta_optimizers import Params
@@ -111,13 +111,8 @@ def curves_fleet(config: Config, point: Point, tried: Sequence[float], device: s
     return synthetic.fleet(point["kind"], settings, range(config.seeds), support=config.support, device=device)
 
 
-def sizes(config: Config) -> Sizes:
-    """Of the fleets of ``curves``."""
-    return Sizes(config.tasks, config.steps, config.rate, config.query, config.test_tasks, config.test_query)
-
-
 def _curves(config: Config, point: Point, device: str) -> list[Row]:
-    size, model = sizes(config), models(config, point["train_steps"])[point["model"]]
+    size, model = synthetic.sizes(config), models(config, point["train_steps"])[point["model"]]
 
     def rows_of(tried: Sequence[float]) -> list[Row]:
         of = curves_fleet(config, point, tried, device)
@@ -242,7 +237,7 @@ def spectra(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     of = table[table["part"] == "spectrum"]
     for (support, variance), runs in of.groupby(["support", "variance"], sort=False):
-        found = bootstrap(lambda samples: samples.mean(axis=-2)[..., 0], runs[["learned"]].to_numpy())
+        found = synthetic.mean_interval(runs["learned"].to_numpy())
         rows.append({"support": support, "variance": variance, "learned": found.value, "low": found.low,
                      "high": found.high, "best": runs["best"].iloc[0]})  # fmt: skip
     return pd.DataFrame(rows)

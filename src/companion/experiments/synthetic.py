@@ -38,6 +38,11 @@ class Sizes(NamedTuple):
     test_query: int
 
 
+def sizes(config: Any) -> Sizes:
+    """The sizes of the fleets of a config, which has fields of these names."""
+    return Sizes(*(getattr(config, name) for name in Sizes._fields))
+
+
 class Fleet(NamedTuple):
     """Runs trained together: families [run, ...] and inner steps ``alpha`` [run], one run a seed at a setting."""
 
@@ -239,6 +244,11 @@ def as_rows(point: Point, of: Fleet, alphas: Sequence[float], columns: Mapping[s
 def risk_ratio(top: Array, bottom: Array) -> Interval:
     """The mean risk of one model over that of another, both [seed], with its interval over seeds."""
     return bootstrap(lambda risks: risks[..., 0].mean(-1) / risks[..., 1].mean(-1), np.stack([top, bottom], axis=1))
+
+
+def mean_interval(values: Array) -> Interval:
+    """The mean of ``values`` [seed] with its interval over seeds."""
+    return bootstrap(lambda drawn: drawn.mean(axis=-2)[..., 0], np.asarray(values)[:, None])
 
 
 def interval_columns(found: Mapping[str, Interval]) -> dict[str, float]:
