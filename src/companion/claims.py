@@ -10,6 +10,7 @@ import yaml
 from companion import paths, records
 from companion.evaluation import Interval
 
+PROFILES = ("quick", "cpu", "full")
 VERDICTS = ("derived", "holds", "partly", "fails", "pending")
 
 
@@ -83,32 +84,44 @@ def listed() -> list[dict[str, Any]]:
 
 
 def evaluate(profile: str = "full") -> list[Verdict]:
-    """The verdict on every claim of claims.yml from the records of ``profile``.
+    """The verdict on every claim of claims.yml from the records of ``profile``: "quick", "cpu" or "full".
 
-    A claim that nothing settles yet, or whose record is missing, is pending.
+    A claim that nothing settles yet is pending, and so is a part whose record is missing, or whose experiment has no
+    such profile.
 
     Raises:
         ValueError: an unknown profile.
         RecordError: a record has been altered, or belongs to an earlier config.
     """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     return [_settle(entry, profile) for entry in listed()]
 
 
-def _settle(entry: Mapping[str, Any], profile: str) -> Verdict:
-    told = {name: entry[name] for name in ("id", "statement", "criterion")}
-    chapter = entry.get("chapter")
-    if "settled_by" not in entry:
-        return Verdict(**told, verdict="pending", chapter=chapter)
-    module, function = entry["settled_by"].split(":")
-    found = importlib.import_module(module)
-    settle: Callable[[records.Record], Finding] = getattr(found, function)
-    try:
-        record = found.EXPERIMENT.load(profile)
-    except records.MissingRecord:
-        return Verdict(**told, verdict="pending", chapter=chapter)
-    finding = settle(record)
+def _settle(entry: dict[str, Any], profile: str) -> Verdict:
+    """The parts that each function of ``settled_by`` finds, together; numbers and source are those of the first."""
+    told = {name: entry[name] for name in ("id", "statement", "criterion")} | {"chapter": entry.get("chapter")}
+    parts: dict[str, str] = {}
+    first: tuple[Finding, str, records.Record] | None = None
+    for name in entry.get("settled_by", ()):
+        module, function = name.split(":")
+        found = importlib.import_module(module)
+        settle: Callable[[records.Record], Finding] = getattr(found, function)
+        try:
+            if profile not in found.EXPERIMENT.profiles:
+                raise records.MissingRecord(f"{found.EXPERIMENT.name} must have the profile {profile}, got none")
+            record = found.EXPERIMENT.load(profile)
+        except records.MissingRecord:
+            parts[f"{found.EXPERIMENT.name}/{profile}"] = "pending"
+            continue
+        finding = settle(record)
+        parts |= finding.parts
+        first = first or (finding, f"{found.EXPERIMENT.name}/{profile}", record)
+    if first is None:
+        return Verdict(**told, verdict="pending")
+    finding, source, record = first
+    whole = Finding(parts, finding.value, finding.interval, finding.what)
     return Verdict(
-        **told, verdict=finding.verdict, value=finding.value, interval=finding.interval, what=finding.what,
-        parts=finding.parts, source=f"{entry['experiment']}/{profile}", device=record.provenance["device"],
-        date=record.provenance["started"][:10], chapter=chapter,
+        **told, verdict=whole.verdict, value=whole.value, interval=whole.interval, what=whole.what, parts=parts,
+        source=source, device=record.provenance["device"], date=record.provenance["started"][:10],
     )  # fmt: skip

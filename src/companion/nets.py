@@ -114,13 +114,18 @@ def collapsed(params: Params, linear_layers: int) -> Params:
     require(linear_layers < count, "linear_layers", f"be below the {count} layers", linear_layers, "see the widths")
     first = count - 1 - int(linear_layers)
     kept = {name: value for name, value in params.items() if int(name.split(".")[0]) < first}
-    weight, bias = params[f"{first}.weight"], params.get(f"{first}.bias")
-    for i in range(first + 1, count):
-        above = params[f"{i}.weight"]
+    return kept | _multiplied(params, [str(i) for i in range(first, count)], str(first))
+
+
+def _multiplied(params: Params, layers: Sequence[str], name: str) -> Params:
+    """The linear ``layers``, from the lowest on, as one layer called ``name``."""
+    weight, bias = params[f"{layers[0]}.weight"], params.get(f"{layers[0]}.bias")
+    for layer in layers[1:]:
+        above = params[f"{layer}.weight"]
         weight = above @ weight
         if bias is not None:
-            bias = (above @ bias[..., None])[..., 0] + params[f"{i}.bias"]
-    return kept | {f"{first}.weight": weight} | ({} if bias is None else {f"{first}.bias": bias})
+            bias = (above @ bias[..., None])[..., 0] + params[f"{layer}.bias"]
+    return {f"{name}.weight": weight} | ({} if bias is None else {f"{name}.bias": bias})
 
 
 def deep_linear(widths: Sequence[int]) -> Net:
@@ -133,23 +138,45 @@ def linear(dim: int, outputs: int = 1) -> Net:
     return deep_linear((dim, outputs))
 
 
-def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, pool: bool = True) -> Net:
+def cnn(
+    image: tuple[int, int, int],
+    filters: int,
+    blocks: int,
+    ways: int,
+    *,
+    pool: bool = True,
+    linear_layers: int = 0,
+    width: int = 64,
+) -> Net:
     """Blocks of 3x3 convolution, batch normalisation with the batch's own statistics and ReLU; then a linear layer.
 
     ``image`` is (channels, height, width), x [sample, channels, height, width]. With ``pool`` every block ends in a
-    2x2 max-pooling and the features are flattened; without it they are averaged over the image. Convolutions start
-    as He normal, the linear layer as N(0, 1 / features). Source: the few-shot literature's usual body.
+    2x2 max-pooling and the features are flattened; without it they are averaged over the image. Params
+    {"0.conv", "0.scale", "0.shift", ..., "head.weight": [ways, features], "head.bias"}. Convolutions start as He
+    normal, linear layers as N(0, 1 / fan-in). Source: the few-shot literature's usual body.
+
+    Args:
+        image: (channels, height, width).
+        filters: of every convolution.
+        blocks: how many.
+        ways: outputs.
+        pool: whether blocks pool.
+        linear_layers: layers added between the features and the head, "linear.0.weight" and so on, with no activation
+            (paper D); :func:`collapsed_head` multiplies them out.
+        width: of the added layers. At least as many as ``ways`` leave the functions of the network as they are.
 
     Raises:
         ValueError: a size below 1, or an image that the poolings reduce to nothing.
     """
-    channels, height, width = _sizes("image", image)
-    filters, blocks, ways = _sizes("filters, blocks, ways", (filters, blocks, ways))
-    side = (height >> blocks) * (width >> blocks) if pool else 1
+    channels, height, across = _sizes("image", image)
+    filters, blocks, ways, width = _sizes("filters, blocks, ways, width", (filters, blocks, ways, width))
+    at_least("linear_layers", linear_layers, 0, "0 is a plain network", whole=True)
+    side = (height >> blocks) * (across >> blocks) if pool else 1
     require(
         side >= 1, "image", f"be at least {2**blocks} wide and high for {blocks} poolings", image, "take fewer blocks"
     )
-    features = filters * side
+    sizes = [filters * side, *[width] * int(linear_layers), ways]
+    top = [*(f"linear.{i}" for i in range(int(linear_layers))), "head"]
 
     def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         params = {}
@@ -159,8 +186,9 @@ def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, po
             params[f"{i}.conv"] = _normal(generator, shape, sqrt(2 / fan_in), dtype)
             params[f"{i}.scale"] = torch.ones(filters, device=generator.device, dtype=dtype)
             params[f"{i}.shift"] = torch.zeros(filters, device=generator.device, dtype=dtype)
-        params["head.weight"] = _normal(generator, (ways, features), features**-0.5, dtype)
-        params["head.bias"] = torch.zeros(ways, device=generator.device, dtype=dtype)
+        for name, (fan_in, fan_out) in zip(top, pairwise(sizes), strict=True):
+            params[f"{name}.weight"] = _normal(generator, (fan_out, fan_in), fan_in**-0.5, dtype)
+            params[f"{name}.bias"] = torch.zeros(fan_out, device=generator.device, dtype=dtype)
         return params
 
     def apply(params: Params, x: torch.Tensor) -> torch.Tensor:
@@ -169,6 +197,31 @@ def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, po
             x = F.batch_norm(x, None, None, params[f"{i}.scale"], params[f"{i}.shift"], training=True, eps=_NORM_SLACK)
             x = torch.relu(F.max_pool2d(x, 2) if pool else x)  # pooled first: the same, on a quarter of the values
         x = x.flatten(1) if pool else x.mean((-2, -1))
-        return x @ params["head.weight"].mT + params["head.bias"]
+        for name in top:
+            x = x @ params[f"{name}.weight"].mT + params[f"{name}.bias"]
+        return x
 
     return Net(init, apply)
+
+
+def head_names(params: Params) -> tuple[str, ...]:
+    """The names of the linear layers of a :func:`cnn`, the added ones and the head: what ANIL adapts."""
+    return tuple(name for name in params if name.split(".")[0] in ("linear", "head"))
+
+
+def collapsed_head(params: Params) -> Params:
+    """The parameters of a :func:`cnn` with its added linear layers and its head multiplied out into one head.
+
+    The plain network with these computes the same function.
+    """
+    layers = [name.removesuffix(".weight") for name in head_names(params) if name.endswith(".weight")]
+    kept = {name: value for name, value in params.items() if name not in head_names(params)}
+    return kept | _multiplied(params, layers, "head")
+
+
+def fresh_head(params: Params, ways: int) -> Params:
+    """The parameters of a plain :func:`cnn` with a head of zeros for ``ways`` classes in place of its own."""
+    at_least("ways", ways, 1, "a head has one output at least", whole=True)
+    old = params["head.weight"]
+    weight = old.new_zeros(*old.shape[:-2], int(ways), old.shape[-1])
+    return params | {"head.weight": weight, "head.bias": weight.new_zeros(weight.shape[:-1])}

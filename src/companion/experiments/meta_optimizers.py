@@ -244,11 +244,11 @@ def rule_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def settle_d3(record: Record) -> Finding:
-    """D3: the shallow model with KFO has a smaller risk than with one learned rate, in every setting; images pend."""
+    """D3: the shallow model with KFO has a smaller risk than with one learned rate, in every setting."""
     found = rule_table(record.table)
     kfo = found[(found["rule"] == "KFO") & (found["model"] == "shallow") & ~found["adapting"] & found["turned"]]
     least = kfo.loc[kfo["gain_low"].idxmin()]
-    parts = {"synthetic": all_or_some(kfo["gain_low"] > 1), "images": "pending"}
+    parts = {"synthetic": all_or_some(kfo["gain_low"] > 1)}
     what = f"risk of one learned rate / KFO, least ({least['kind']}, {least['steps']:.0f} steps)"
     return Finding(parts, float(least["gain"]), (float(least["gain_low"]), float(least["gain_high"])), what)
 

@@ -1,7 +1,8 @@
 """Few-shot episodes: N-way K-shot tasks drawn from a source, a whole batch at once and on the source's device.
 
-An episode's classes are labelled 0 to N - 1 in random order. Support and query are different images. Easy episodes
-take their classes from anywhere in a split, hard ones from one group (an alphabet, a superclass).
+An episode's classes are labelled 0 to N - 1 in random order, or by their number in the pool. Support and query are
+different images. Easy episodes take their classes from anywhere in a pool, hard ones from one group (an alphabet, a
+superclass).
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Pool(NamedTuple):
 
 
 def pool(source: Source, split: str, *, groups: Sequence[int] | None = None, device: str = "cpu") -> Pool:
-    """The classes of a split, of some groups alone if told: few groups make packed hard tasks, many spread ones.
+    """The classes of a split, of some groups alone if told.
 
     Raises:
         ValueError: an unknown split, or no class left.
@@ -56,6 +57,8 @@ def sample(
     shots: int,
     queries: int,
     hard_fraction: float = 0.0,
+    hard_groups: Sequence[int] | None = None,
+    global_labels: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Task:
     """A batch of episodes, Task((x, y), (x, y)): x [episode, ways * shots, channel, height, width], y [episode, ...].
@@ -68,6 +71,9 @@ def sample(
         shots: support images of a class.
         queries: query images of a class.
         hard_fraction: probability that an episode's classes are all of one group, in [0, 1].
+        hard_groups: the groups that hard episodes take their classes from, one each; by default all that have enough.
+            Few make packed hard tasks, many spread ones.
+        global_labels: label by the class's number in the pool, the same in every episode.
         dtype: of x, which is uint8 / 255 - 1/2.
 
     Raises:
@@ -88,6 +94,11 @@ def sample(
     rank = uniform(episodes, classes)
     if hard_fraction > 0:
         groups = fitting_groups(of, ways)
+        if hard_groups is not None:
+            wanted = torch.tensor(sorted(set(hard_groups)), device=here)
+            lacking = wanted[~torch.isin(wanted, groups)].tolist()
+            require(not lacking, "hard_groups", f"have {ways} classes each", lacking, "see fitting_groups")
+            groups = wanted
         require(len(groups) > 0, "ways", "be at most the classes of some group", ways, "hard episodes need them")
         own = groups[(uniform(episodes) * len(groups)).long().clamp(max=len(groups) - 1)]
         hard = uniform(episodes) < hard_fraction
@@ -97,7 +108,8 @@ def sample(
     order = uniform(episodes, ways, int(of.sizes.max()))
     order = order.masked_fill(torch.arange(order.shape[-1], device=here) >= count[..., None], -1.0)
     images = of.first[chosen][..., None] + order.topk(each, dim=-1).indices
-    y = torch.arange(ways, device=here)[:, None].expand(episodes, ways, each)
+    labels = chosen if global_labels else torch.arange(ways, device=here).expand(episodes, ways)
+    y = labels[..., None].expand(episodes, ways, each)
 
     def side(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         index = images[..., start:stop].flatten(1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from companion import paths
+from companion.checks import require
 from companion.records import RecordError, write_atomically
 from companion.streams import stream
 from companion.tasks import glyphs
@@ -75,6 +76,25 @@ def split_groups(name: str, group: Sequence[int], sizes: Sequence[int]) -> dict[
     ends = np.cumsum(sizes)
     of_group = {int(g): SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, g in enumerate(order)}
     return {split: [i for i, g in enumerate(group) if of_group[g] == split] for split in SPLITS}
+
+
+def within_groups(source: Source, shares: tuple[float, float, float] = (0.5, 0.25, 0.25)) -> Source:
+    """The source with its classes split anew, inside every group: training, validation and test see the same groups.
+
+    ``shares`` of a group's classes go to the three splits, whole classes each, in an order that the stream of the
+    source's name fixes. Raises ValueError for shares that are not positive or do not add up to 1.
+    """
+    good = len(shares) == 3 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-9
+    require(good, "shares", "be three positive shares that add up to 1", shares, "(0.5, 0.25, 0.25) is usual")
+    rng = stream(0, f"sources/{source.name}/within")
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    groups = source.group.numpy()
+    for group in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == group))
+        ends = np.floor(np.cumsum(shares) * len(members) + 1e-9).astype(int)
+        for split, start, end in zip(SPLITS, (0, *ends), ends, strict=False):
+            splits[split] += members[start:end].tolist()
+    return source._replace(splits={split: torch.tensor(sorted(members)) for split, members in splits.items()})
 
 
 def _found(*candidates: str, source: str) -> Path:
