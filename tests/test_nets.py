@@ -7,6 +7,7 @@ from torch.func import vmap
 
 from companion import nets
 from companion.losses import logistic
+from companion.streams import torch_stream
 
 F64 = torch.float64
 
@@ -147,3 +148,29 @@ def test_logistic_loss() -> None:
     for wrong in (y.long(), y[:, None]):
         with pytest.raises(ValueError, match=r"y must be floating and have the outputs' shape \(2,\)"):
             loss({"w": torch.tensor([3.0])}, (x, wrong))
+
+
+@pytest.mark.parametrize("linear_layers", [1, 3])
+def test_the_added_layers_of_a_cnn_collapse_into_its_head(linear_layers: int) -> None:
+    net = nets.cnn((1, 8, 8), 4, 2, 5, linear_layers=linear_layers, width=7)
+    params = {name: value + 0.1 for name, value in net.init(torch_stream(0, "tests/linnet"), dtype=F64).items()}
+    one = nets.collapsed_head(params)
+    assert set(one) == set(nets.cnn((1, 8, 8), 4, 2, 5).init(torch_stream(0, "tests/linnet")))
+    assert one["head.weight"].shape == (5, 16)
+    x = inputs(6, 1, 8, 8)
+    torch.testing.assert_close(nets.cnn((1, 8, 8), 4, 2, 5).apply(one, x), net.apply(params, x), rtol=1e-12, atol=1e-12)
+    fleet = nets.collapsed_head({name: torch.stack([value, 2 * value]) for name, value in params.items()})
+    torch.testing.assert_close(fleet["head.weight"][0], one["head.weight"])
+    assert nets.head_names(one) == ("head.weight", "head.bias")
+    assert len(nets.head_names(params)) == 2 * (linear_layers + 1)
+
+
+def test_a_fresh_head_says_nothing() -> None:
+    net = nets.cnn((1, 8, 8), 4, 2, 30)
+    params = nets.fresh_head(net.init(torch_stream(0, "tests/fresh")), 5)
+    assert not nets.cnn((1, 8, 8), 4, 2, 5).apply(params, inputs(6, 1, 8, 8).float()).any()
+    assert params["head.weight"].shape == (5, 16)
+    fleet = nets.fresh_head({name: value[None] for name, value in params.items()}, 3)
+    assert fleet["head.bias"].shape == (1, 3)
+    with pytest.raises(ValueError, match="ways must be at least 1"):
+        nets.fresh_head(params, 0)

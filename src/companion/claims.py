@@ -28,16 +28,21 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none: fails.
+        """The verdict on these parts alone."""
+        return verdict_of(self.parts)
 
-        Pending, as long as a part is.
-        """
-        outcomes = set(self.parts.values())
-        if "pending" in outcomes:
-            return "pending"
-        if outcomes <= {"derived", "holds"}:
-            return "derived" if "derived" in outcomes else "holds"
-        return "fails" if outcomes == {"fails"} else "partly"
+
+def verdict_of(parts: Mapping[str, str]) -> str:
+    """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none: fails.
+
+    Pending, as long as a part is.
+    """
+    outcomes = set(parts.values())
+    if "pending" in outcomes:
+        return "pending"
+    if outcomes <= {"derived", "holds"}:
+        return "derived" if "derived" in outcomes else "holds"
+    return "fails" if outcomes == {"fails"} else "partly"
 
 
 def all_or_some(outcomes: Iterable[bool]) -> str:
@@ -86,8 +91,8 @@ def listed() -> list[dict[str, Any]]:
 def evaluate(profile: str = "full") -> list[Verdict]:
     """The verdict on every claim of claims.yml from the records of ``profile``: "quick", "cpu" or "full".
 
-    A claim that nothing settles yet is pending, and so is a part whose record is missing, or whose experiment has no
-    such profile.
+    For "cpu" an experiment that has no such profile gives its full record. A claim that nothing settles yet is pending,
+    and so is a part whose record is missing.
 
     Raises:
         ValueError: an unknown profile.
@@ -99,29 +104,28 @@ def evaluate(profile: str = "full") -> list[Verdict]:
 
 
 def _settle(entry: dict[str, Any], profile: str) -> Verdict:
-    """The parts that each function of ``settled_by`` finds, together; numbers and source are those of the first."""
+    """The parts that each function of ``settled_by`` finds, together; the numbers are those of the first."""
     told = {name: entry[name] for name in ("id", "statement", "criterion")} | {"chapter": entry.get("chapter")}
     parts: dict[str, str] = {}
-    first: tuple[Finding, str, records.Record] | None = None
+    findings: list[tuple[Finding, str, records.Record]] = []
     for name in entry.get("settled_by", ()):
         module, function = name.split(":")
         found = importlib.import_module(module)
         settle: Callable[[records.Record], Finding] = getattr(found, function)
+        own = "full" if profile == "cpu" and "cpu" not in found.EXPERIMENT.profiles else profile
+        source = f"{found.EXPERIMENT.name}/{own}"
         try:
-            if profile not in found.EXPERIMENT.profiles:
-                raise records.MissingRecord(f"{found.EXPERIMENT.name} must have the profile {profile}, got none")
-            record = found.EXPERIMENT.load(profile)
+            record = found.EXPERIMENT.load(own)
         except records.MissingRecord:
-            parts[f"{found.EXPERIMENT.name}/{profile}"] = "pending"
-            continue
-        finding = settle(record)
-        parts |= finding.parts
-        first = first or (finding, f"{found.EXPERIMENT.name}/{profile}", record)
-    if first is None:
+            parts[source] = "pending"
+        else:
+            findings.append((settle(record), source, record))
+            parts |= findings[-1][0].parts
+    if not findings:
         return Verdict(**told, verdict="pending")
-    finding, source, record = first
-    whole = Finding(parts, finding.value, finding.interval, finding.what)
+    finding, _, record = findings[0]
     return Verdict(
-        **told, verdict=whole.verdict, value=whole.value, interval=whole.interval, what=whole.what, parts=parts,
-        source=source, device=record.provenance["device"], date=record.provenance["started"][:10],
+        **told, verdict=verdict_of(parts), value=finding.value, interval=finding.interval, what=finding.what,
+        parts=parts, source=", ".join(source for _, source, _ in findings), device=record.provenance["device"],
+        date=record.provenance["started"][:10],
     )  # fmt: skip

@@ -5,7 +5,7 @@ import torch
 
 from companion.streams import torch_stream
 from companion.tasks import episodes
-from companion.tasks.sources import Source
+from companion.tasks.sources import SPLITS, Source, within_groups
 
 CLASSES, GROUPS = 24, 4
 
@@ -88,6 +88,37 @@ def test_packed_tasks_come_from_few_groups(source: Source) -> None:
     assert set((told(x)[0] % GROUPS).unique().tolist()) == {1, 3}
 
 
+def test_hard_episodes_from_named_groups_alone(source: Source) -> None:
+    (x, _), _ = draw(source, 2000, hard_groups=[2, 0], hard_fraction=0.5)
+    group = told(x)[0] % GROUPS
+    alone = (group == group[:, :1]).all(1)
+    assert set(group.unique().tolist()) == set(range(GROUPS))  # the easy ones come from all
+    share = torch.bincount(group[alone, 0], minlength=GROUPS) / 2000
+    by_chance = 0.5 * 3 * 2 / (15 * 14) / GROUPS
+    expected = torch.tensor([0.25, 0.0, 0.25, 0.0]) + by_chance
+    assert (share - expected).abs().max() < 4.5 * (0.2 / 2000) ** 0.5
+
+
+def test_global_labels_are_numbers_of_the_pool(source: Source) -> None:
+    (x, y), (query, query_y) = draw(source, 200, split="test", global_labels=True)
+    assert torch.equal(source.splits["test"][y], told(x)[0])
+    assert torch.equal(source.splits["test"][query_y], told(query)[0])
+    plain = draw(source, 200, split="test")
+    assert torch.equal(plain.support[0], x)
+
+
+def test_classes_split_within_groups(source: Source) -> None:
+    found = within_groups(source)
+    everything = torch.cat([found.splits[split] for split in SPLITS])
+    assert everything.sort().values.tolist() == list(range(CLASSES))
+    for split, each in zip(SPLITS, (3, 1, 2), strict=True):  # of six classes in a group
+        assert torch.bincount(source.group[found.splits[split]]).tolist() == [each] * GROUPS
+    assert all(torch.equal(found.splits[split], within_groups(source).splits[split]) for split in SPLITS)
+    for shares in ((0.5, 0.5, 0.0), (0.5, 0.4, 0.2), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="shares must be three positive shares"):
+            within_groups(source, shares)
+
+
 def test_only_groups_with_enough_classes_are_hard(source: Source) -> None:
     few = source._replace(group=torch.tensor([0] * 14 + [1] * 2 + [2] * 8))
     of = episodes.pool(few, "train")
@@ -111,6 +142,7 @@ def test_a_seed_fixes_them(source: Source) -> None:
         ({"hard_fraction": 1.5}, r"hard_fraction must lie in \[0, 1\]"),
         ({"ways": 5, "hard_fraction": 0.5}, "ways must be at most the classes of some group, got 5"),
         ({"split": "all"}, "split must be one of train, validation, test, got 'all'"),
+        ({"hard_fraction": 0.5, "hard_groups": [1, 9]}, r"hard_groups must have 3 classes each, got \[9\]"),
         ({"groups": [9]}, "groups must have a class in the train split"),
     ],
 )
