@@ -31,7 +31,7 @@ class Config:
 
     settings: Sequence[Setting]
     sizes: Sizes
-    alphas: Sequence[float] = (0.3, 1.0)
+    alphas: Sequence[float] = (1.0,)
     blocks: Sequence[int] = (2,)
     methods: Sequence[str] = ("MAML",)
     models: Sequence[str] = tuple(MODELS)
@@ -39,21 +39,19 @@ class Config:
     seeds: int = 3
 
 
-_OMNIGLOT = Setting("omniglot", 5, 1, 0.02)
+_OMNIGLOT = Setting("omniglot", 5, 1, 0.01)
+_FEW = ("plain", "learned rate", "LinNet", "KFO")
 PROFILES = {
     "quick": Config(
         (replace(_OMNIGLOT, source="glyphs", alpha=0.1),),
-        Sizes(filters=8, inner=3, steps=300, test_episodes=100, valid_episodes=25),
-        models=("plain", "learned rate", "LinNet", "KFO"), ks=(3, 10),
+        Sizes(filters=8, inner=3, steps=150, rate=0.01, test_episodes=50, valid_episodes=25), models=_FEW, ks=(3, 10),
+        seeds=2,
     ),
-    "cpu": Config(
-        (_OMNIGLOT,), Sizes(steps=600, test_episodes=200, valid_episodes=50),
-        models=("plain", "learned rate", "LinNet", "KFO"),
-    ),
+    "cpu": Config((_OMNIGLOT,), Sizes(steps=600, test_episodes=200, valid_episodes=50), models=_FEW),
     "full": Config(
-        (Setting("omniglot", 20, 1, 0.02), Setting("cifar_fs", 5, 5, 0.02)),
+        (Setting("omniglot", 20, 1, 0.01), Setting("cifar_fs", 5, 5, 0.01)),
         Sizes(filters=32, meta_batch=16, steps=10_000, rate=0.001, test_episodes=600, valid_episodes=300),
-        blocks=(2, 4), methods=("MAML", "ANIL"),
+        alphas=(0.5, 2.0), blocks=(2, 4), methods=("MAML", "ANIL"),
     ),
 }  # fmt: skip
 

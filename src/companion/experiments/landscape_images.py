@@ -43,8 +43,9 @@ _LARGE = Sizes(
 )
 PROFILES = {
     "quick": Config(
-        (replace(_OMNIGLOT, source="glyphs", alpha=0.05),),
-        Sizes(filters=8, inner=1, steps=400, test_episodes=100, valid_episodes=25), (), Sizes(), seeds=3,
+        (replace(_OMNIGLOT, source="glyphs", alpha=0.1),),
+        Sizes(filters=8, inner=1, steps=150, rate=0.01, test_episodes=25, valid_episodes=25), (), Sizes(), longer=3,
+        seeds=2,
     ),
     "cpu": Config(
         (_OMNIGLOT,), Sizes(inner=1, test_episodes=150, valid_episodes=50),
@@ -115,18 +116,19 @@ def _hard(table: pd.DataFrame) -> pd.DataFrame:
     return asked[asked["inner"] == asked["inner"].min()]
 
 
-def differences(table: pd.DataFrame, base: float) -> pd.DataFrame:
-    """MAML minus NAL-global on hard episodes, each at its own inner step, trained at the fraction ``base``.
-
-    A row for every source and k, with ``packed``, ``spread`` and their ``difference``, in accuracy, with intervals.
-    """
-    rows = []
+def gains(table: pd.DataFrame, base: float, source: str, k: int, environment: str) -> Array:
+    """MAML minus NAL-global in accuracy on hard episodes of an environment, by seed; trained at fraction ``base``."""
     asked = _hard(table)
-    for (source, k), some in asked[asked["fraction"] == base].groupby(["source", "k"], sort=False):
-        by = {
-            environment: _accuracy(here[here["method"] == "MAML"]) - _accuracy(here[here["method"] == "NAL-global"])
-            for environment, here in some.groupby("environment", sort=False)
-        }
+    for name, value in {"fraction": base, "source": source, "k": k, "environment": environment}.items():
+        asked = asked[asked[name] == value]
+    return _accuracy(asked[asked["method"] == "MAML"]) - _accuracy(asked[asked["method"] == "NAL-global"])
+
+
+def differences(table: pd.DataFrame, base: float) -> pd.DataFrame:
+    """The :func:`gains` of every source and k: ``packed``, ``spread`` and their ``difference``, with intervals."""
+    rows = []
+    for (source, k), _ in _hard(table).groupby(["source", "k"], sort=False):
+        by = {environment: gains(table, base, source, k, environment) for environment in ENVIRONMENTS}
         by["difference"] = by["packed"] - by["spread"]
         told = {"source": source, "k": k}
         for name, values in by.items():
