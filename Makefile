@@ -54,6 +54,7 @@ $(PEERS_READY): benchmarks/requirements.txt
 bench: $(PEERS_READY) ## time the engine beside higher, TorchOpt and JAX (minutes); updates the tables
 	PYTHONPATH=src $(PEERS)/bin/python benchmarks/bench.py
 	PYTHONPATH=src $(PEERS)/bin/python benchmarks/rules.py
+	PYTHONPATH=src $(PEERS)/bin/python benchmarks/images.py
 
 bench-check: $(PEERS_READY) ## do the engine and its peers compute the same meta-gradients?
 	PYTHONPATH=src $(PEERS)/bin/python benchmarks/bench.py --check

@@ -22,7 +22,8 @@ def companion(*arguments: str, results: Path) -> tuple[int, str]:
     [
         (
             ["run", "nope"],
-            "experiment must be one of linear, two_layer, shallow, linear_layers, meta_optimizers, got 'nope'",
+            "experiment must be one of linear, two_layer, shallow, linear_layers, meta_optimizers, landscape_images, "
+            "depth_images, got 'nope'",
         ),
         (["run", "linear", "--profile", "big"], "profile must be one of quick, full, got 'big'"),
         (["run", "linear", "--workers", "0"], "workers must be at least 1, got 0"),

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from companion import paths, records
 from companion.evaluation import Interval
 
@@ -82,6 +80,8 @@ def listed() -> list[dict[str, Any]]:
     path = root / "claims.yml" if root else None
     if path is None or not path.exists():
         raise records.RecordError("claims.yml must be at hand, got an installed package; only a checkout has it")
+    import yaml  # only here: an experiment settles its claims without it
+
     entries = yaml.safe_load(path.read_text())
     if not isinstance(entries, list) or not all({"id", "statement", "criterion"} <= set(entry) for entry in entries):
         raise records.RecordError(f"{path} must list claims with id, statement and criterion; restore it")

@@ -19,7 +19,11 @@ def data() -> Path:
 
 
 def cache() -> Path:
-    """Where what can be computed again is kept: ``_build/cache`` of the checkout, else the user's cache."""
+    """Where what can be computed again is kept: ``COMPANION_CACHE``, else ``_build/cache`` of the checkout, else the
+    user's cache."""
+    named = os.environ.get("COMPANION_CACHE")
+    if named:
+        return Path(named).expanduser().absolute()
     root = checkout()
     return root / "_build" / "cache" if root else Path.home() / ".cache" / "maml-companion"
 

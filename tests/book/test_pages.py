@@ -19,7 +19,8 @@ PAGES = [
         f"book/{name}.html"
         for name in (
             "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "landscape/two_layer",
-            "depth/shallow", "depth/linear_layers", "depth/meta_optimizers", "ledger",
+            "landscape/images",
+            "depth/shallow", "depth/linear_layers", "depth/meta_optimizers", "depth/images", "ledger",
             "deviations", "reproduce", "api",
             "bibliography",
         )

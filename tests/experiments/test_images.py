@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from companion import nets, paths, training
+from companion import nets, training
 from companion.evaluation import estimate
 from companion.experiments import depth_images, few_shot, landscape_images
 from companion.experiments.few_shot import Model, Setting, Sizes
@@ -169,7 +169,7 @@ def test_the_own_step_is_the_best_on_validation_classes() -> None:
 
 
 def test_an_interrupted_training_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "cache", lambda: tmp_path)
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
     monkeypatch.setattr(few_shot, "_CHECKPOINT_EVERY", 2)
     of, model = fleet(), Model("MAML", "KFO")
     whole = few_shot.train(of, model, SIZES)

@@ -16,7 +16,7 @@ from companion import records, sweeps
 from companion.records import Journal, MissingRecord, Record, Row
 from companion.sweeps import Point
 
-NAMES = ("linear", "two_layer", "shallow", "linear_layers", "meta_optimizers")
+NAMES = ("linear", "two_layer", "shallow", "linear_layers", "meta_optimizers", "landscape_images", "depth_images")
 
 
 @dataclass(frozen=True)
