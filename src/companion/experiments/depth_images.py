@@ -47,7 +47,7 @@ PROFILES = {
         Sizes(filters=8, inner=3, steps=150, rate=0.01, test_episodes=50, valid_episodes=25), models=_FEW, ks=(3, 10),
         seeds=2,
     ),
-    "cpu": Config((_OMNIGLOT,), Sizes(steps=600, test_episodes=200, valid_episodes=50), models=_FEW),
+    "cpu": Config((_OMNIGLOT,), Sizes(steps=400, test_episodes=200, valid_episodes=50), models=_FEW),
     "full": Config(
         (Setting("omniglot", 20, 1, 0.01), Setting("cifar_fs", 5, 5, 0.01)),
         Sizes(filters=32, meta_batch=16, steps=10_000, rate=0.001, test_episodes=600, valid_episodes=300),

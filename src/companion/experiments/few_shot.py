@@ -16,8 +16,8 @@ from companion.adaptation import adapt
 from companion.checks import Array
 from companion.evaluation import Interval, estimate
 from companion.losses import cross_entropy
-from companion.meta_optimizers import RULES, Alpha, Params, sgd
-from companion.objectives import joined, learned, maml, nal, parted
+from companion.meta_optimizers import RULES, Alpha, Params
+from companion.objectives import joined, learned, nal, parted
 from companion.records import Row
 from companion.streams import stream, torch_stream
 from companion.sweeps import Point
@@ -168,8 +168,6 @@ def objective(of: Fleet, model: Model, sizes: Sizes) -> training.Objective:
     loss = cross_entropy(network(of, model, sizes).apply)
     if model.method.startswith("NAL"):
         return nal(loss)
-    if model.rule == "SGD" and model.method == "MAML":
-        return maml(loss, steps=sizes.inner, update=sgd(of.setting.alpha))
     rule = RULES[model.rule](of.setting.alpha)
 
     def value(both: Params, task: Task) -> torch.Tensor:
