@@ -146,6 +146,19 @@ def test_the_global_head_is_replaced_by_zeros() -> None:
     assert torch.equal(untrained.params["0.conv"], few_shot.start(of, Model("MAML"), SIZES)["0.conv"])
 
 
+@pytest.mark.parametrize(("method", "labels"), [("NAL-global", GROUPS * EACH // 2), ("NAL-episodic", SETTING.ways)])
+def test_nal_trains_on_labels_of_its_own_kind(method: str, labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def untrained(gradient, params, draw, **options):
+        seen.extend(int(draw(step).support[1].max()) for step in range(20))
+        return params
+
+    monkeypatch.setattr(few_shot.training, "train", untrained)
+    few_shot.train(fleet(), Model(method), SIZES)
+    assert max(seen) == labels - 1
+
+
 def test_hard_groups_are_those_of_the_seed_in_every_split() -> None:
     of = fleet(seeds=(0, 1, 2, 3), hard_groups=1, fraction=1.0)
     assert len(set(of.hard["train"])) > 1
