@@ -27,7 +27,8 @@ def main() -> None:
     from companion.experiments.few_shot import Fleet, Model
     from companion.objectives import parted
     from companion.streams import torch_stream
-    from companion.tasks.sources import SPLITS, Pool
+    from companion.tasks.episodes import Pool
+    from companion.tasks.sources import SPLITS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -41,9 +42,8 @@ def main() -> None:
         images = torch.randint(256, (40 * 20, *shapes[setting.source]), generator=rng, dtype=torch.uint8)
         pool = Pool(images, 20 * torch.arange(40), torch.full((40,), 20), torch.zeros(40, dtype=torch.long))
         pool = Pool(*(part.to(device) for part in pool))
-        of = Fleet(setting, tuple(range(runs)), dict.fromkeys(SPLITS, pool), {}, device=device)
         hard = dict.fromkeys(SPLITS, ((),) * runs)
-        of = of._replace(hard=hard)
+        of = Fleet(setting, tuple(range(runs)), dict.fromkeys(SPLITS, pool), hard, device=device)
         for blocks in config.blocks:
             sizes = replace(config.sizes, blocks=blocks)
             for method in config.methods:
