@@ -76,7 +76,7 @@ def test_page(browser, site: str, name: str, size: str) -> None:
     assert seen["mute"] == []
     assert seen["overflow"] <= 0
     if "landscape" in name:
-        assert seen["formulas"] > 30
+        assert seen["formulas"] > (5 if "images" in name else 30)
     page.add_script_tag(path=axe_script())
     assert page.evaluate(AXE) == []
     page.close()
