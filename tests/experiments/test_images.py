@@ -276,7 +276,7 @@ def test_landscape_rows_name_their_environment_and_verdicts_follow_them(short: N
 
 DEPTH = replace(
     depth_images.PROFILES["quick"], settings=(SETTING,), sizes=FEW, blocks=(1, 2),
-    methods=("MAML", "ANIL"), models=tuple(depth_images.MODELS), ks=(2, 4), seeds=2,
+    methods=("MAML", "ANIL"), models=tuple(depth_images.MODELS), alphas=(0.3, 1.0), ks=(2, 4), seeds=2,
 )  # fmt: skip
 
 
