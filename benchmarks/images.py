@@ -22,10 +22,9 @@ def main() -> None:
     import torch
 
     from bench import machine
-    from companion import training
     from companion.experiments import depth_images, few_shot
     from companion.experiments.few_shot import Fleet, Model
-    from companion.objectives import parted
+    from companion.objectives import counted
     from companion.streams import torch_stream
     from companion.tasks.episodes import Pool
     from companion.tasks.sources import SPLITS
@@ -50,8 +49,7 @@ def main() -> None:
                 for name in config.models:
                     model = Model(method, *depth_images.MODELS[name])
                     params = few_shot.start(of, model, sizes)
-                    one = 1 if device == "cpu" else None
-                    step = training.fleet_gradient(few_shot.objective(of, model, sizes), chunk_size=one, task_chunk=one)
+                    step = few_shot.gradient(of, model, sizes)
                     tasks = of.draw("train", "benchmark", batch)(0)
                     cases[setting.source, blocks, method, name] = (step, params, tasks)
 
@@ -71,10 +69,9 @@ def main() -> None:
             taken[case].append(1e3 * seconds(case))
     rows = []
     for case, (_, params, _) in cases.items():
-        numbers = [sum(value[0].numel() for value in part.values()) for part in parted(params)]
         rows.append(
             dict(zip(("source", "blocks", "method", "model"), case, strict=True))
-            | {"parameters": numbers[0], "own_parameters": numbers[1]}
+            | counted(params)
             | {"median_ms": statistics.median(taken[case]), "least_ms": min(taken[case])}
         )
         print(rows[-1], flush=True)

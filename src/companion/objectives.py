@@ -115,6 +115,13 @@ def parted(both: Params) -> tuple[Params, Params]:
     return {name: value for name, value in both.items() if not name.startswith(_MARK)}, rule
 
 
+def counted(both: Params) -> dict[str, int]:
+    """How many numbers a run of a fleet has, [run, ...] out of :func:`joined`: ``parameters`` of the model, and
+    ``own_parameters`` of its meta-optimizer."""
+    model, rule = (sum(value[0].numel() for value in part.values()) for part in parted(both))
+    return {"parameters": model, "own_parameters": rule}
+
+
 def adapted_by_rule(
     loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None
 ) -> Params:

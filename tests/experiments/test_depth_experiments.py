@@ -14,7 +14,7 @@ from companion.adaptation import adapt
 from companion.experiments import linear_layers, meta_optimizers, shallow, synthetic
 from companion.experiments.synthetic import Model, Sizes
 from companion.meta_optimizers import RULES, sgd
-from companion.objectives import adapted_by_rule, joined
+from companion.objectives import adapted_by_rule, counted, joined
 from companion.records import Record
 from companion.streams import stream, torch_stream
 from companion.tasks import shallow as tasks
@@ -284,8 +284,7 @@ def test_a_rule_is_counted() -> None:
     point = {"kind": "regression", "model": "shallow", "rule": "KFO", "steps": 1, "adapting": False}
     params = synthetic.start(meta_optimizers.fleet(config, "regression"), meta_optimizers.model(config, point))
     plain, own = ({k: v for k, v in params.items() if k.startswith("rule/") == flag} for flag in (False, True))
-    assert meta_optimizers.count(plain) == 30
-    assert meta_optimizers.count(own) == 9 + 100
+    assert counted(joined(plain, own)) == {"parameters": 30, "own_parameters": 9 + 100}
     assert joined(plain, {}) == plain
 
 

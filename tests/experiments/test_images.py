@@ -311,6 +311,9 @@ def test_depth_rows_and_verdicts(short: None) -> None:
     worse = flat["alpha"] != flat["alpha"].iloc[0]
     chosen = flat.assign(accuracy=0.5 + 0.1 * worse, valid=0.5 + 0.1 * worse)
     assert depth_images.at_best(chosen)["accuracy"].min() == 0.6
+    opposed = chosen.assign(valid=0.5 - 0.1 * worse)  # test classes have no say in the choice
+    several = depth_images.at_best(opposed[opposed["method"] == "MAML"])
+    assert several["accuracy"].max() == 0.5
 
 
 def test_a_fleet_that_diverges_is_lost_and_never_chosen(short: None) -> None:

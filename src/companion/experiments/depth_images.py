@@ -11,7 +11,7 @@ from companion.checks import Array
 from companion.claims import Finding, all_or_some
 from companion.experiments import Experiment, few_shot
 from companion.experiments.few_shot import Fleet, Model, Setting, Sizes
-from companion.objectives import parted
+from companion.objectives import counted
 from companion.records import Record, Row
 from companion.sweeps import Diverged, Point
 
@@ -90,8 +90,7 @@ def model(point: Point) -> Model:
 def compute(config: Config, point: Point, device: str) -> list[Row]:
     """A row for every seed, k and rate; for LinNet also those of the plain network that it collapses to."""
     of, own, size = fleet(config, point, device), model(point), sizes(config, point)
-    numbers = [sum(value[0].numel() for value in part.values()) for part in parted(few_shot.start(of, own, size))]
-    told = {**point, "parameters": numbers[0], "own_parameters": numbers[1]}
+    told = {**point, **counted(few_shot.start(of, own, size))}
     names = [point["model"], *([COLLAPSED] if own.linear_layers else [])]
     try:
         found = few_shot.train(of, own, size, key=few_shot.key(config, point))

@@ -24,7 +24,6 @@ from companion.sweeps import Point
 from companion.tasks import Task, episodes, sources
 from companion.tasks.episodes import Pool
 
-METHODS = ("MAML", "ANIL", "NAL-global", "NAL-episodic", "untrained")
 _BATCH = 25  # test episodes at once
 _LOSS_STEPS = 20  # steps of fresh episodes that the final objective is a mean over
 _CHECKPOINT_EVERY = 200
@@ -47,8 +46,7 @@ class Setting:
 class Sizes:
     """The network, its training, and its test. ``inner`` steps of a method that adapts in training; outer ``steps`` of
     ``meta_batch`` episodes, by Adam, the ``rate`` decayed to 0, that of a rule's parameters ``rule_share`` of it;
-    ``factors`` times the setting's alpha are the inner
-    steps that are tried on ``valid_episodes``."""
+    ``factors`` times the setting's alpha are the inner steps that are tried on ``valid_episodes``."""
 
     filters: int = 16
     blocks: int = 2
@@ -64,7 +62,10 @@ class Sizes:
 
 
 class Model(NamedTuple):
-    """A method, the rule that it adapts with, and linear layers added before the head."""
+    """A method, the rule that it adapts with, and linear layers added before the head.
+
+    The methods are MAML, ANIL, NAL-global, NAL-episodic and untrained.
+    """
 
     method: str
     rule: str = "SGD"
@@ -177,6 +178,12 @@ def objective(of: Fleet, model: Model, sizes: Sizes) -> training.Objective:
     return value
 
 
+def gradient(of: Fleet, model: Model, sizes: Sizes) -> training.Gradient:
+    """The meta-gradient of a fleet: all at once, but on a CPU one episode at a time, where vmap slows convolutions."""
+    one = 1 if of.device == "cpu" else None
+    return training.fleet_gradient(objective(of, model, sizes), chunk_size=one, task_chunk=one)
+
+
 class Trained(NamedTuple):
     """Parameters [run, ...], ready to be adapted to N-way episodes, and the objective that training came to, [run], on
     fresh training episodes; 0 where there was no training."""
@@ -194,13 +201,12 @@ def train(of: Fleet, model: Model, sizes: Sizes, *, key: str | None = None) -> T
     begin = start(of, model, sizes)
     if model.method == "untrained":
         return Trained(begin, np.zeros(len(of.seeds)))
-    one = 1 if of.device == "cpu" else None
-    gradient = training.fleet_gradient(objective(of, model, sizes), chunk_size=one, task_chunk=one)
+    slope = gradient(of, model, sizes)
     draw = of.draw("train", "train", sizes.meta_batch, global_labels=model.method == "NAL-global")
     params = training.train(
-        gradient, begin, draw, optimizer=_optimizer(sizes), steps=sizes.steps, checkpoint=_checkpoint(key, of.device)
+        slope, begin, draw, optimizer=_optimizer(sizes), steps=sizes.steps, checkpoint=_checkpoint(key, of.device)
     )
-    values = [gradient(params, draw(sizes.steps + i))[1] for i in range(_LOSS_STEPS)]
+    values = [slope(params, draw(sizes.steps + i))[1] for i in range(_LOSS_STEPS)]
     if model.method == "NAL-global":
         params = nets.fresh_head(params, of.setting.ways)
     return Trained(params, torch.stack(values).mean(0).double().cpu().numpy())

@@ -8,6 +8,7 @@ import pandas as pd
 
 from companion.checks import Array
 from companion.claims import Finding
+from companion.evaluation import interval_columns
 from companion.experiments import Experiment, few_shot
 from companion.experiments.few_shot import Fleet, Model, Setting, Sizes
 from companion.records import Record, Row
@@ -130,11 +131,8 @@ def differences(table: pd.DataFrame, base: float) -> pd.DataFrame:
     for (source, k), _ in _hard(table).groupby(["source", "k"], sort=False):
         by = {environment: gains(table, base, source, k, environment) for environment in ENVIRONMENTS}
         by["difference"] = by["packed"] - by["spread"]
-        told = {"source": source, "k": k}
-        for name, values in by.items():
-            found = few_shot.interval(values)
-            told |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        rows.append(told)
+        columns = interval_columns({name: few_shot.interval(values) for name, values in by.items()})
+        rows.append({"source": source, "k": k} | columns)
     return pd.DataFrame(rows)
 
 
@@ -148,9 +146,8 @@ def slopes(table: pd.DataFrame, method: str = "MAML") -> pd.DataFrame:
     ):
         wide = some.pivot_table(index="seed", columns="fraction", values="accuracy")
         x = wide.columns.to_numpy(dtype=float) - wide.columns.to_numpy(dtype=float).mean()
-        found = few_shot.interval(wide.to_numpy() @ x / (x @ x))
-        rows.append({"source": source, "environment": environment, "k": k, "slope": found.value,
-                     "slope_low": found.low, "slope_high": found.high})  # fmt: skip
+        slope = few_shot.interval(wide.to_numpy() @ x / (x @ x))
+        rows.append({"source": source, "environment": environment, "k": k} | interval_columns({"slope": slope}))
     return pd.DataFrame(rows)
 
 

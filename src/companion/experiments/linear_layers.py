@@ -12,6 +12,7 @@ from torch.func import vmap
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding, all_or_some
+from companion.evaluation import interval_columns
 from companion.experiments import Experiment, shallow, synthetic
 from companion.experiments.synthetic import Fleet, Model, Sizes
 from companion.meta_optimizers import Params
@@ -186,7 +187,7 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
         deep = _runs(best, of)
         gain = synthetic.risk_ratio(_runs(best, of | {"added": 0, "width": usual}), deep)
         tuned = synthetic.risk_ratio(_runs(best, of, "collapsed_tuned"), deep)
-        rows.append(of | synthetic.interval_columns({"gain": gain, "tuned": tuned}))
+        rows.append(of | interval_columns({"gain": gain, "tuned": tuned}))
     return pd.DataFrame(rows)
 
 
@@ -201,7 +202,7 @@ def collapses(table: pd.DataFrame) -> pd.DataFrame:
             plain = _runs(table, here | {"added": 0, "width": usual})
             ratio = synthetic.risk_ratio(_runs(table, here, "collapsed"), plain)
             off = float(_runs(table, here, "off").max())
-            rows.append(here | synthetic.interval_columns({"ratio": ratio}) | {"off": off})
+            rows.append(here | interval_columns({"ratio": ratio}) | {"off": off})
     return pd.DataFrame(rows)
 
 
@@ -210,7 +211,7 @@ def frozen(table: pd.DataFrame) -> pd.DataFrame:
     best, rows = at_own_best(table), []
     for of in best[best["frozen"] != "none"][_KEYS].drop_duplicates().to_dict("records"):
         ratio = synthetic.risk_ratio(_runs(best, of), _runs(best, of | {"frozen": "none"}))
-        rows.append(of | synthetic.interval_columns({"ratio": ratio}))
+        rows.append(of | interval_columns({"ratio": ratio}))
     return pd.DataFrame(rows)
 
 

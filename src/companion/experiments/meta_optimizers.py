@@ -14,10 +14,11 @@ from torch.func import grad, vjp, vmap
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding, all_or_some
+from companion.evaluation import interval_columns
 from companion.experiments import Experiment, shallow, synthetic
 from companion.experiments.synthetic import Fleet, Model
 from companion.meta_optimizers import RULES, Params
-from companion.objectives import parted
+from companion.objectives import counted
 from companion.records import Record, Row
 from companion.sweeps import Diverged, Point
 from companion.tasks.shallow import Shallow
@@ -106,14 +107,9 @@ def compute(config: Config, point: Point, device: str) -> list[Row]:
     return {"rules": _rules, "alignment": _alignment}[point["part"]](config, point, device)
 
 
-def count(params: Params) -> int:
-    """Numbers in the parameters of a fleet, per run."""
-    return sum(value[0].numel() for value in params.values())
-
-
 def _rules(config: Config, point: Point, device: str) -> list[Row]:
     own, kind, turned = model(config, point), point["kind"], point["turned"]
-    numbers = dict(zip(NUMBERS, map(count, parted(synthetic.start(fleet(config, kind), own))), strict=True))
+    numbers = counted(synthetic.start(fleet(config, kind), own))
 
     def rows_at(alpha: float) -> list[Row]:
         of = fleet(config, kind, alpha=alpha, turned=turned, device=device)
@@ -239,7 +235,7 @@ def rule_table(table: pd.DataFrame) -> pd.DataFrame:
         gain = synthetic.risk_ratio(*(np.asarray(side.sort_values("seed")["after"]) for side in (plain, runs)))
         told = dict(zip(keys, key, strict=True)) | {name: int(runs[name].iloc[0]) for name in NUMBERS}
         told["alpha"] = runs["alpha"].iloc[0]
-        rows.append(told | {"after": runs["after"].mean()} | synthetic.interval_columns({"gain": gain}))
+        rows.append(told | {"after": runs["after"].mean()} | interval_columns({"gain": gain}))
     return pd.DataFrame(rows)
 
 
@@ -260,7 +256,7 @@ def alignments(table: pd.DataFrame) -> pd.DataFrame:
     for key, runs in table[table["part"] == "alignment"].groupby(keys, sort=False):
         columns = {name: synthetic.mean_interval(runs[name].to_numpy()) for name in ("aligned", "raw", "shuffled")}
         columns["above"] = synthetic.mean_interval((runs["aligned"] - runs["shuffled"]).to_numpy())
-        rows.append(dict(zip(keys, key, strict=True)) | synthetic.interval_columns(columns))
+        rows.append(dict(zip(keys, key, strict=True)) | interval_columns(columns))
     return pd.DataFrame(rows)
 
 

@@ -251,14 +251,6 @@ def mean_interval(values: Array) -> Interval:
     return bootstrap(lambda drawn: drawn.mean(axis=-2)[..., 0], np.asarray(values)[:, None])
 
 
-def interval_columns(found: Mapping[str, Interval]) -> dict[str, float]:
-    """Named intervals as columns: the value, and its ends as ``<name>_low`` and ``<name>_high``."""
-    columns: dict[str, float] = {}
-    for name, interval in found.items():
-        columns |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return columns
-
-
 def at_best(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The rows at the inner step of least mean validation risk, of every group of equal ``keys``."""
     means = table.groupby([*keys, "alpha"], sort=False)["valid"].mean().reset_index()
