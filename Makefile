@@ -35,7 +35,6 @@ test: book lint unit nbval bench-check  ## everything that must hold: lint, type
 
 lint: $(READY)        ## style, types, and which room may import which
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

@@ -1,7 +1,8 @@
 """Time the engine beside its peers, after checking that all compute the same meta-gradient.
 
-python benchmarks/bench.py           every work that this machine can do; writes benchmarks/results, updates the tables
-python benchmarks/bench.py --check   only the equality, on small networks in float64
+python benchmarks/bench.py           every work that this machine can do; writes benchmarks/results,
+updates the tables python benchmarks/bench.py --check   only the equality, on small networks in
+float64
 """
 
 import argparse
@@ -27,13 +28,16 @@ def differ(a: dict[str, Any], b: dict[str, Any]) -> float:
     import numpy as np
 
     runs = min(len(next(iter(side.values()))) for side in (a, b))
-    off = sum(float(((np.asarray(a[name][:runs], dtype=float) - b[name][:runs]) ** 2).sum()) for name in b)
+    off = sum(
+        float(((np.asarray(a[name][:runs], dtype=float) - b[name][:runs]) ** 2).sum()) for name in b
+    )
     size = sum(float((np.asarray(b[name][:runs], dtype=float) ** 2).sum()) for name in b)
     return float(np.sqrt(off / size))
 
 
 def entrants(work: Any) -> dict[str, Any]:
-    """The step of every contestant that can do the work, its first call's seconds, and its gradient."""
+    """The step of every contestant that can do the work, its first call's seconds, and its
+    gradient."""
     from contestants import CONTESTANTS, arrays
 
     found = {}
@@ -48,7 +52,8 @@ def entrants(work: Any) -> dict[str, Any]:
 
 
 def agree(work: Any, found: dict[str, Any], tolerance: float) -> float:
-    """The largest difference from the plain engine; exits where one is too large, or where nothing was computed."""
+    """The largest difference from the plain engine; exits where one is too large, or where nothing
+    was computed."""
     import numpy as np
 
     reference = found["companion"][2]
@@ -61,7 +66,8 @@ def agree(work: Any, found: dict[str, Any], tolerance: float) -> float:
         worst = max(worst, off)
         if not off < tolerance:
             sys.exit(
-                f"{work.name}: the meta-gradient of {name} must be that of companion to {tolerance}, is off by {off}"
+                f"{work.name}: the meta-gradient of {name} must be that of companion to "
+                f"{tolerance}, is off by {off}"
             )
     return worst
 
@@ -107,10 +113,8 @@ def measure(work: Any, seconds: float) -> dict[str, Any]:
     for name, times in taken.items():
         runs = min(work.peer_runs, work.runs) if name in PER_RUN else work.runs
         micros = [1e6 * t / runs for t in times]
-        rows[name] = {
-            "median_us": statistics.median(micros), "least_us": min(micros), "most_us": max(micros),
-            "rounds": len(micros), "first_call_s": found[name][1],
-        }  # fmt: skip
+        rows[name] = {"median_us": statistics.median(micros), "least_us": min(micros),
+                      "most_us": max(micros), "rounds": len(micros), "first_call_s": found[name][1]}
     return {"title": work.title, "largest_difference": worst, "contestants": rows}
 
 
@@ -125,17 +129,16 @@ def machine(device: str) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu
-        )
+        cpu = next((line.split(":", 1)[1].strip()
+                    for line in info.read_text().splitlines()
+                    if "model name" in line),
+                   cpu)
     names = ("torch", "higher", "torchopt", "jax", "jaxlib", "numpy")
-    return {
-        "cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "python": platform.python_version(), "commit": commit(),
-        "versions": {name: metadata.version(name) for name in names},
-        "date": datetime.now(UTC).date().isoformat(),
-    }  # fmt: skip
+    return {"cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+            "python": platform.python_version(), "commit": commit(),
+            "versions": {name: metadata.version(name) for name in names},
+            "date": datetime.now(UTC).date().isoformat()}
 
 
 def rounded(value: float) -> str:
@@ -146,7 +149,8 @@ def rounded(value: float) -> str:
 def render(results: Path = RESULTS) -> str:
     """The tables of all results, as Markdown."""
     lines = [
-        "Time of one MAML meta-gradient, per run; median of interleaved rounds, least to most in brackets. *Ratio*:",
+        "Time of one MAML meta-gradient, per run; median of interleaved rounds, least to most "
+        "in brackets. *Ratio*:",
         "over the faster of our two.",
         "",
     ]
@@ -154,15 +158,19 @@ def render(results: Path = RESULTS) -> str:
         result = json.loads(path.read_text())
         rows = result["contestants"]
         best = min(row["median_us"] for name, row in rows.items() if name.startswith("companion"))
-        where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
-        lines += [
-            f"**{result['title']}** ({where}; {result['machine']['date']}):", "",
-            "| | ms per run | ratio | first call, s |", "| --- | --- | --- | --- |",
-        ]  # fmt: skip
+        where = (result["machine"]["gpu"]
+                 or f"{result['machine']['cpu']}, {result['machine']['cores']} cores")
+        lines += [f"**{result['title']}** ({where}; {result['machine']['date']}):", "",
+                  "| | ms per run | ratio | first call, s |", "| --- | --- | --- | --- |"]
         for name, row in rows.items():
-            low, mid, high = (rounded(row[key] / 1000) for key in ("least_us", "median_us", "most_us"))
+            low, mid, high = (
+                rounded(row[key] / 1000) for key in ("least_us", "median_us", "most_us")
+            )
             times = f"{mid} [{low}, {high}]"
-            lines.append(f"| {name} | {times} | {rounded(row['median_us'] / best)} | {rounded(row['first_call_s'])} |")
+            lines.append(
+                f"| {name} | {times} | {rounded(row['median_us'] / best)} | "
+                f"{rounded(row['first_call_s'])} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -177,7 +185,8 @@ def put_tables() -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only check that all compute the same")
     parser.add_argument("--only", help="the name of one work")
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each contestant")
@@ -185,7 +194,9 @@ def main() -> None:
     if arguments.check:
         check()
         return
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # so that the first call shows what compiling costs
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
+        "1"  # so that the first call shows what compiling costs
+    )
     import torch
 
     from works import WORKS

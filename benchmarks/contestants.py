@@ -1,7 +1,8 @@
-"""Who takes part: each makes, for a :class:`works.Work`, a function that returns the meta-gradients of its runs.
+"""Who takes part: each makes, for a :class:`works.Work`, a function that returns the meta-gradients
+of its runs.
 
-A gradient is a dict {name: array [run, ...]}, of all runs of the fleet, or of the first ``peer_runs`` where the library
-takes one run at a time.
+A gradient is a dict {name: array [run, ...]}, of all runs of the fleet, or of the first
+``peer_runs`` where the library takes one run at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,9 +57,8 @@ def _criterion(work: Work) -> Callable[..., torch.Tensor]:
 
 def _collected(modules: list[tuple[torch.nn.Module, list[Task]]]) -> Gradients:
     grads = [[p.grad for p in module.parameters()] for module, _ in modules]
-    return {
-        name: torch.stack(leaves) for name, leaves in zip(modules[0][0].names, zip(*grads, strict=True), strict=True)
-    }
+    return {name: torch.stack(leaves)
+            for name, leaves in zip(modules[0][0].names, zip(*grads, strict=True), strict=True)}
 
 
 def higher(work: Work) -> Step:
@@ -73,7 +73,10 @@ def higher(work: Work) -> Step:
             inner = torch.optim.SGD(module.parameters(), lr=work.alpha)
             for task in tasks:
                 with library.innerloop_ctx(
-                    module, inner, copy_initial_weights=False, track_higher_grads=not work.first_order
+                    module,
+                    inner,
+                    copy_initial_weights=False,
+                    track_higher_grads=not work.first_order,
                 ) as (patched, differentiable):
                     for _ in range(work.steps):
                         differentiable.step(criterion(patched(task.support[0]), task.support[1]))
@@ -136,8 +139,11 @@ def _jax_apply(work: Work) -> Callable[..., Any]:
         for i in range(work.size["blocks"]):
             x = lax.conv_general_dilated(x, p[f"{i}.conv"], (1, 1), "SAME")
             mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
-            x = (x - mean) / jnp.sqrt(var + 1e-5) * p[f"{i}.scale"][:, None, None] + p[f"{i}.shift"][:, None, None]
-            x = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+            x = (x - mean) / jnp.sqrt(var + 1e-5) * p[f"{i}.scale"][:, None, None] + p[
+                f"{i}.shift"
+            ][:, None, None]
+            x = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2),
+                                  "VALID")
         return x.reshape(len(x), -1) @ p["head.weight"].T + p["head.bias"]
 
     return {"two_layer": two_layer, "mlp": mlp, "cnn": cnn}[work.kind]
@@ -166,22 +172,21 @@ def _jax(work: Work, over_tasks: Callable[..., Any]) -> Step:
         return loss(moved, query)
 
     def of_run(p: Any, tasks: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.mean(0), over_tasks(lambda task: jax.grad(objective)(p, task), tasks))
+        return jax.tree.map(lambda leaf: leaf.mean(0),
+                            over_tasks(lambda task: jax.grad(objective)(p, task), tasks))
 
     step = (
         jax.jit(jax.vmap(of_run))
         if work.runs > 1
         else jax.jit(
-            lambda p, tasks: jax.tree.map(
-                lambda leaf: leaf[None], of_run(*jax.tree.map(lambda leaf: leaf[0], (p, tasks)))
-            )
+            lambda p, tasks: jax.tree.map(lambda leaf: leaf[None],
+                                          of_run(*jax.tree.map(lambda leaf: leaf[0], (p, tasks))))
         )
     )
     params, tasks = work.data()
     device = jax.devices("gpu" if work.device == "cuda" else "cpu")[0]
-    params, tasks = jax.tree.map(
-        lambda leaf: jax.device_put(leaf.cpu().numpy(), device), (params, tuple(tuple(side) for side in tasks))
-    )
+    params, tasks = jax.tree.map(lambda leaf: jax.device_put(leaf.cpu().numpy(), device),
+                                 (params, tuple(tuple(side) for side in tasks)))
     return lambda: jax.block_until_ready(step(params, tasks))
 
 
@@ -201,14 +206,10 @@ def jax_map(work: Work) -> Step | None:
     return _jax(work, jax.lax.map) if work.name == "cnn-cpu" else None
 
 
-CONTESTANTS: dict[str, Callable[[Work], Step | None]] = {
-    "companion": companion_plain,
-    "companion, compiled": companion_compiled,
-    "higher": higher,
-    "TorchOpt": torchopt,
-    "JAX, vmap": jax_vmap,
-    "JAX, map": jax_map,
-}
+CONTESTANTS: dict[str, Callable[[Work], Step | None]] = {"companion": companion_plain,
+                                                         "companion, compiled": companion_compiled,
+                                                         "higher": higher, "TorchOpt": torchopt,
+                                                         "JAX, vmap": jax_vmap, "JAX, map": jax_map}
 PER_RUN = {"higher", "TorchOpt"}  # these take one run at a time and are given `peer_runs` of them
 
 

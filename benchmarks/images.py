@@ -1,8 +1,10 @@
-"""What each model of depth/images costs: time of one meta-gradient on random episodes, and numbers of parameters.
+"""What each model of depth/images costs: time of one meta-gradient on random episodes, and numbers
+of parameters.
 
 python benchmarks/images.py [--device cuda]     writes benchmarks/results/images/cnn-DEVICE.json
 
-On a GPU it measures the fleets of the full profile, whole: its milliseconds a step say how many steps can be afforded.
+On a GPU it measures the fleets of the full profile, whole: its milliseconds a step say how many
+steps can be afforded.
 """
 
 import argparse
@@ -29,7 +31,8 @@ def main() -> None:
     from companion.tasks.episodes import Pool
     from companion.tasks.sources import SPLITS
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args().device
     config = depth_images.PROFILES["full"]
@@ -38,8 +41,10 @@ def main() -> None:
     cases = {}
     for setting in config.settings:
         rng = torch_stream(0, "benchmarks/images")
-        images = torch.randint(256, (40 * 20, *shapes[setting.source]), generator=rng, dtype=torch.uint8)
-        pool = Pool(images, 20 * torch.arange(40), torch.full((40,), 20), torch.zeros(40, dtype=torch.long))
+        images = torch.randint(256, (40 * 20, *shapes[setting.source]), generator=rng,
+                               dtype=torch.uint8)
+        pool = Pool(images, 20 * torch.arange(40), torch.full((40,), 20),
+                    torch.zeros(40, dtype=torch.long))
         pool = Pool(*(part.to(device) for part in pool))
         hard = dict.fromkeys(SPLITS, ((),) * runs)
         of = Fleet(setting, tuple(range(runs)), dict.fromkeys(SPLITS, pool), hard, device=device)
@@ -69,13 +74,12 @@ def main() -> None:
             taken[case].append(1e3 * seconds(case))
     rows = []
     for case, (_, params, _) in cases.items():
-        rows.append(
-            dict(zip(("source", "blocks", "method", "model"), case, strict=True))
-            | counted(params)
-            | {"median_ms": statistics.median(taken[case]), "least_ms": min(taken[case])}
-        )
+        rows.append(dict(zip(("source", "blocks", "method", "model"), case, strict=True))
+                    | counted(params)
+                    | {"median_ms": statistics.median(taken[case]), "least_ms": min(taken[case])})
         print(rows[-1], flush=True)
-    told = {"machine": machine(device), "rounds": ROUNDS, "runs": runs, "episodes": batch, "rows": rows}
+    told = {"machine": machine(device), "rounds": ROUNDS, "runs": runs, "episodes": batch,
+            "rows": rows}
     TARGET.mkdir(parents=True, exist_ok=True)
     (TARGET / f"cnn-{device}.json").write_text(json.dumps(told, indent=2) + "\n")
 

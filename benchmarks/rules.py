@@ -1,4 +1,5 @@
-"""What each meta-optimizer costs: time and memory of one meta-gradient of the two-layer work, beside plain MAML.
+"""What each meta-optimizer costs: time and memory of one meta-gradient of the two-layer work,
+beside plain MAML.
 
 python benchmarks/rules.py     writes benchmarks/results/rules/two-layer-cpu.json
 """
@@ -30,7 +31,8 @@ def cases() -> list[tuple[str, int, bool]]:
 def prepared(
     rule: str, steps: int, adapting: bool, compiled: bool, runs: int | None = None
 ) -> tuple[Callable[[], Any], int, int]:
-    """The step of a fleet with a rule of its own in every run, how many runs, and numbers in a rule."""
+    """The step of a fleet with a rule of its own in every run, how many runs, and numbers in a
+    rule."""
     from companion.meta_optimizers import RULES
     from companion.objectives import learned
     from companion.training import fleet_gradient
@@ -41,15 +43,19 @@ def prepared(
     params, tasks = work.data()
     made = RULES[rule](work.alpha)
     one = made.init({name: value[0] for name, value in params.items()})
-    own = {f"rule/{name}": value.expand(work.runs, *value.shape).contiguous() for name, value in one.items()}
+    own = {f"rule/{name}": value.expand(work.runs, *value.shape).contiguous()
+           for name, value in one.items()}
     objective = learned(work.loss, steps=steps, rule=made, rule_alpha=0.01 if adapting else None)
     gradient = fleet_gradient(objective, compiled=compiled)
-    return lambda: gradient(params | own, tasks), work.runs, sum(value.numel() for value in one.values())
+    return (lambda: gradient(params | own, tasks), work.runs,
+            sum(value.numel() for value in one.values()))
 
 
 def peak(rule: str, steps: int, adapting: bool) -> float:
     """Megabytes that a step holds at most beyond what the process held before it (Linux)."""
-    prepared(rule, steps, adapting, compiled=False, runs=1)[0]()  # loads what the step needs of torch
+    prepared(rule, steps, adapting, compiled=False, runs=1)[
+        0
+    ]()  # loads what the step needs of torch
     step, _, _ = prepared(rule, steps, adapting, compiled=False)
 
     def held(kind: str) -> float:
@@ -64,8 +70,10 @@ def peak(rule: str, steps: int, adapting: bool) -> float:
 
 def main() -> None:
     """The command line; called with a case it prints the memory of that case alone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peak", nargs=3, metavar=("RULE", "STEPS", "ADAPTING"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peak", nargs=3, metavar=("RULE", "STEPS", "ADAPTING"),
+                        help=argparse.SUPPRESS)
     wanted = parser.parse_args().peak
     if wanted:
         print(peak(wanted[0], int(wanted[1]), wanted[2] == "True"))
@@ -74,11 +82,15 @@ def main() -> None:
 
     found = {}
     for case in cases():
-        modes = ("plain", "compiled") if case[1] == 1 else ("plain",)  # several steps take minutes to compile
+        modes = (
+            ("plain", "compiled") if case[1] == 1 else ("plain",)
+        )  # several steps take minutes to compile
         found[case] = {mode: prepared(*case, compiled=mode == "compiled") for mode in modes}
         for step, _, _ in found[case].values():
             step()
-    taken: dict[tuple[Any, str], list[float]] = {(case, mode): [] for case in found for mode in found[case]}
+    taken: dict[tuple[Any, str], list[float]] = {
+        (case, mode): [] for case in found for mode in found[case]
+    }
     for _ in range(ROUNDS):
         for case, modes in found.items():
             for mode, (step, runs, _) in modes.items():
@@ -95,7 +107,9 @@ def main() -> None:
         rows.append(told | {"own_parameters": modes["plain"][2], "peak_mb": memory} | times | least)
         print(rows[-1], flush=True)
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(json.dumps({"machine": machine("cpu"), "rounds": ROUNDS, "rows": rows}, indent=2) + "\n")
+    TARGET.write_text(
+        json.dumps({"machine": machine("cpu"), "rounds": ROUNDS, "rows": rows}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The tables of `make bench` on the pages are those of its results; its programs agree with one another."""
+"""The tables of `make bench` on the pages are those of its results; its programs agree with one
+another."""
 
 import importlib.util
 import json
@@ -29,10 +30,12 @@ def test_the_tables_are_those_of_the_results(bench: ModuleType, page: str) -> No
 
 
 def test_a_table_shows_its_result(bench: ModuleType, tmp_path: Path) -> None:
-    row = {"median_us": 2000.0, "least_us": 1000.0, "most_us": 3000.0, "rounds": 5, "first_call_s": 0.1}
-    rows = {"companion": row, "companion, compiled": row | {"median_us": 500.0}, "other": row | {"median_us": 1e6}}
+    row = {"median_us": 2000.0, "least_us": 1000.0, "most_us": 3000.0, "rounds": 5,
+           "first_call_s": 0.1}
+    rows = {"companion": row, "companion, compiled": row | {"median_us": 500.0},
+            "other": row | {"median_us": 1e6}}
     result = {"title": "a work", "contestants": rows,
-              "machine": {"gpu": None, "cpu": "a processor", "cores": 2, "date": "2000-01-01"}}  # fmt: skip
+              "machine": {"gpu": None, "cpu": "a processor", "cores": 2, "date": "2000-01-01"}}
     (tmp_path / "work.json").write_text(json.dumps(result))
     lines = bench.render(tmp_path).splitlines()
     assert "**a work** (a processor, 2 cores; 2000-01-01):" in lines

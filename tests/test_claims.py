@@ -1,4 +1,5 @@
-"""Verdicts follow the records: perturb one past its criterion and the verdict flips; take it away and it is pending."""
+"""Verdicts follow the records: perturb one past its criterion and the verdict flips; take it away
+and it is pending."""
 
 import json
 import shutil
@@ -10,7 +11,10 @@ import pytest
 from companion import claims, experiments, paths, records
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_RUN = {("landscape_images", "full"), ("depth_images", "full")}  # sized for a GPU; take a pair out when it is run
+NOT_RUN = {
+    ("landscape_images", "full"),
+    ("depth_images", "full"),
+}  # sized for a GPU; take a pair out when it is run
 
 
 @pytest.fixture
@@ -33,7 +37,8 @@ def rewrite(where: Path, table: pd.DataFrame) -> None:
 
 def test_every_claim_of_the_papers_is_listed() -> None:
     entries = claims.listed()
-    assert [entry["id"] for entry in entries] == ["L1", "L2", "L3", "L4", "L5", "L6", "D1", "D2", "D3", "D4"]
+    assert [entry["id"] for entry in entries] == ["L1", "L2", "L3", "L4", "L5", "L6", "D1", "D2",
+                                                  "D3", "D4"]
     chapters = [entry["chapter"] for entry in entries if "chapter" in entry]
     assert all((ROOT / f"{chapter}.md").exists() for chapter in chapters)
 
@@ -51,7 +56,8 @@ def test_what_is_settled_says_what_it_rests_on(copy: Path) -> None:
         settled = pending != {"pending"}
         assert (claim.verdict == "pending") == ("pending" in pending)
         assert claim.verdict in claims.VERDICTS
-        assert all((value is not None) == settled for value in (claim.value, claim.interval, claim.source, claim.date))
+        assert all((value is not None) == settled
+                   for value in (claim.value, claim.interval, claim.source, claim.date))
         if claim.interval is not None:
             assert claim.interval[0] <= claim.value <= claim.interval[1]
 
@@ -70,13 +76,18 @@ def test_l1_follows_the_steps(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("claim", "sweep", "row", "factor"),
-    [("L2", "rho_hard", -1, 1.1), ("L2", "rho_hard", 2, 0.9), ("L3", "distance", -1, 0.4), ("L3", "var_hard", 0, 1.2)],
+    [("L2", "rho_hard", -1, 1.1), ("L2", "rho_hard", 2, 0.9), ("L3", "distance", -1, 0.4),
+     ("L3", "var_hard", 0, 1.2)],
 )
-def test_l2_and_l3_follow_the_drawn_ratio(copy: Path, claim: str, sweep: str, row: int, factor: float) -> None:
+def test_l2_and_l3_follow_the_drawn_ratio(copy: Path, claim: str, sweep: str, row: int,
+                                          factor: float) -> None:
     table = records.load(copy).table
     before = verdicts()
     assert before[claim] == "derived"
-    assert before | {"L5": "pending", "L6": "pending", "D1": "holds", "D2": "pending", "D3": "pending"} == before
+    assert (
+        before | {"L5": "pending", "L6": "pending", "D1": "holds", "D2": "pending", "D3": "pending"}
+        == before
+    )
     where = table.index[table["sweep"] == sweep][row]
     table.loc[where, "value"] *= factor
     rewrite(copy, table)
@@ -94,7 +105,10 @@ def test_l4_follows_the_ratios(copy: Path) -> None:
     equal = table.assign(nal=table["nal"].where(~(hardness & (table["x"] == 1)), table["maml"]))
     rewrite(where, equal)
     assert verdicts()["L4"] == "holds"
-    rewrite(where, equal.assign(nal=equal["nal"].where(~(hardness & (table["x"] == 0.2)), 1.05 * table["maml"])))
+    rewrite(where,
+            equal.assign(
+                nal=equal["nal"].where(~(hardness & (table["x"] == 0.2)), 1.05 * table["maml"])
+            ))
     after = {claim.id: claim for claim in claims.evaluate("full")}["L4"]
     assert after.verdict == "partly"
     assert after.parts["(ii) packed and far"] == "partly"
@@ -107,7 +121,8 @@ def test_a_missing_record_is_pending(copy: Path) -> None:
 
 
 def test_one_claim_from_two_experiments(copy: Path) -> None:
-    """D3 asks for synthetic tasks and for images: pending without the second, and its parts come together with it."""
+    """D3 asks for synthetic tasks and for images: pending without the second, and its parts come
+    together with it."""
 
     def d3(profile: str) -> claims.Verdict:
         return {claim.id: claim for claim in claims.evaluate(profile)}["D3"]

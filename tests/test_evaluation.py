@@ -12,15 +12,16 @@ def test_estimate_is_the_mean_and_its_standard_error() -> None:
     assert (e.value, e.count) == (3.0, 4)
     assert e.error == pytest.approx(math.sqrt(14 / 3 / 4))
     low, high = e.interval()
-    assert high - 3 == pytest.approx(3.182446 * e.error, rel=1e-6)  # Student's t, 3 degrees of freedom
+    assert high - 3 == pytest.approx(
+        3.182446 * e.error, rel=1e-6
+    )  # Student's t, 3 degrees of freedom
     assert low + high == pytest.approx(6)
     assert e.sigmas(3 - 2 * e.error) == pytest.approx(2)
 
 
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [(4.33681, 0.0123, "4.337 ± 0.012"), (1234.5, 20.0, "1234 ± 20"), (0.5, 0.0, "0.500000 ± 0.000000")],
-)
+@pytest.mark.parametrize(("value", "error", "text"),
+                         [(4.33681, 0.0123, "4.337 ± 0.012"), (1234.5, 20.0, "1234 ± 20"),
+                          (0.5, 0.0, "0.500000 ± 0.000000")])
 def test_printed_to_two_digits_of_the_error(value: float, error: float, text: str) -> None:
     assert str(Estimate(value, error, 10)) == text
     assert Estimate(value, error, 10).rounded == float(text.split()[0])
@@ -28,7 +29,8 @@ def test_printed_to_two_digits_of_the_error(value: float, error: float, text: st
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rounding_leaves_a_margin_for_another_machine(seed: int) -> None:
-    """A relative change of 1e-12, more than another processor makes of float64 sums, changes no printed digit."""
+    """A relative change of 1e-12, more than another processor makes of float64 sums, changes no
+    printed digit."""
     samples = stream(seed, "tests/rounding").standard_normal(1000) + 3
     assert len({str(estimate(samples * (1 + s * 1e-12))) for s in (-1, 0, 1)}) == 1
 

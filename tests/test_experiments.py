@@ -10,7 +10,8 @@ def linear() -> experiments.Experiment:
 
 def with_cuda() -> experiments.Experiment:
     plain = linear()
-    return experiments.Experiment("both", "", plain.profiles, plain.points, plain.compute, ("cuda", "cpu"))
+    return experiments.Experiment("both", "", plain.profiles, plain.points, plain.compute,
+                                  ("cuda", "cpu"))
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,4 +43,5 @@ def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (paths.results(), paths.data()) == (tmp_path / "r", tmp_path / "d")
     monkeypatch.delenv("COMPANION_RESULTS")
     monkeypatch.delenv("COMPANION_DATA")
-    assert (paths.results(), paths.data()) == (paths.checkout() / "results", paths.checkout() / "data")
+    assert (paths.results(), paths.data()) == (paths.checkout() / "results",
+                                               paths.checkout() / "data")

@@ -16,7 +16,8 @@ def spec(html: str) -> dict:
 
 
 def test_sliders_carry_the_expression() -> None:
-    html = figures.sliders(k * x**2 / 2, (x, 0, 1, "x"), {k: (1, 3, 2, "slope <k>")}, ident="one", label="y").data
+    html = figures.sliders(k * x**2 / 2, (x, 0, 1, "x"), {k: (1, 3, 2, "slope <k>")}, ident="one",
+                           label="y").data
     found = spec(html)
     assert found["args"] == ["x", "k"]
     assert found["js"] == "(1/2)*k*Math.pow(x, 2)"
@@ -49,7 +50,8 @@ def test_band_is_the_median_between_the_deciles() -> None:
 
 def test_ratio_map_covers_its_range() -> None:
     fig, ax = plt.subplots()
-    figures.ratio_map(ax, np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.array([[1.0, 4.0], [2.0, 12.0]]))
+    figures.ratio_map(ax, np.array([1.0, 2.0]), np.array([1.0, 2.0]),
+                      np.array([[1.0, 4.0], [2.0, 12.0]]))
     assert ax.collections[0].norm.vmin == 1
     assert ax.collections[0].norm.vmax == 12
     assert [text.get_text() for text in fig.axes[1].get_yticklabels()] == ["1", "2", "3", "5", "10"]

@@ -35,7 +35,9 @@ def test_full_batch_meta_gradient_is_the_mean_q(steps: int) -> None:
     w, alpha = RNG.standard_normal(D), 0.4
     task = Task(*[(torch.from_numpy(covariances), torch.from_numpy(optima))] * 2)
     objective = maml(population_loss, steps=steps, update=sgd(alpha))
-    ours = vmap(grad(objective), in_dims=(None, 0))({"w": torch.from_numpy(w)}, task)["w"].mean(0).numpy()
+    ours = (vmap(grad(objective), in_dims=(None, 0))({"w": torch.from_numpy(w)}, task)["w"]
+            .mean(0)
+            .numpy())
     q = q_matrix(covariances, alpha, math.inf, steps=steps).mean(axis=0)
     exact = q @ (w - minimiser_maml(covariances, optima, alpha, math.inf, steps=steps))
     assert np.abs(exact).min() > 1e-3
@@ -60,7 +62,9 @@ def gram(side: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:
 def test_meta_gradient_on_given_samples(m: int, n: int) -> None:
     task, optimum = drawn_task(m, n)
     w, alpha = RNG.standard_normal(D), 0.3
-    ours = grad(maml(squared_loss, steps=1, update=sgd(alpha)))({"w": torch.from_numpy(w)}, task)["w"].numpy()
+    ours = grad(maml(squared_loss, steps=1, update=sgd(alpha)))({"w": torch.from_numpy(w)}, task)[
+        "w"
+    ].numpy()
     shrink = np.eye(D) - alpha * gram(task.support)
     exact = shrink @ gram(task.query) @ shrink @ (w - optimum)
     assert np.abs(exact).min() > 1e-3
@@ -89,7 +93,8 @@ def test_adapting_leaves_the_start_alone() -> None:
 def test_bad_steps(steps: float) -> None:
     task, _ = drawn_task(2, 2)
     with pytest.raises(ValueError, match="steps must"):
-        adapt(squared_loss, {"w": torch.zeros(D, dtype=torch.float64)}, task.support, steps=steps, update=sgd(0.1))
+        adapt(squared_loss, {"w": torch.zeros(D, dtype=torch.float64)}, task.support, steps=steps,
+              update=sgd(0.1))
 
 
 @pytest.mark.parametrize("alpha", [0, -1.0, math.inf, math.nan])

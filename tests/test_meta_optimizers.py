@@ -1,4 +1,5 @@
-"""Every meta-optimizer: the identity it starts from, the matrix it is, its meta-gradients, and what it refuses."""
+"""Every meta-optimizer: the identity it starts from, the matrix it is, its meta-gradients, and what
+it refuses."""
 
 from functools import partial
 
@@ -31,7 +32,8 @@ OWN = [name for name in RULES if name != "SGD"]
 
 
 def normal(*shape: int, purpose: str = "x", dtype: torch.dtype = F64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch_stream(0, f"tests/rules/{purpose}/{shape}"), dtype=dtype)
+    return torch.randn(shape, generator=torch_stream(0, f"tests/rules/{purpose}/{shape}"),
+                       dtype=dtype)
 
 
 def gradients(dtype: torch.dtype = F64) -> Params:
@@ -41,7 +43,9 @@ def gradients(dtype: torch.dtype = F64) -> Params:
 def disturbed(rule: Rule, params: Params, size: float = 0.3) -> Params:
     """The rule's parameters away from their start."""
     start = rule.init(params)
-    return {key: v + size * normal(*v.shape, purpose=key, dtype=v.dtype) for key, v in start.items()}
+    return {
+        key: v + size * normal(*v.shape, purpose=key, dtype=v.dtype) for key, v in start.items()
+    }
 
 
 def columns(key: str, value: torch.Tensor) -> torch.Tensor:
@@ -111,13 +115,20 @@ def test_meta_curvature_is_a_product_of_modes(key: str) -> None:
 def test_the_filters_of_a_convolution_share_their_factors() -> None:
     own = kfo(ALPHA).init(gradients())
     assert {name: tuple(value.shape) for name, value in own.items()} == {
-        "dense.L": (4, 4), "dense.R": (3, 3), "bias.L": (5, 5), "bias.R": (1, 1), "conv.L": (2, 2), "conv.R": (9, 9),
-    }  # fmt: skip
+        "dense.L": (4, 4),
+        "dense.R": (3, 3),
+        "bias.L": (5, 5),
+        "bias.R": (1, 1),
+        "conv.L": (2, 2),
+        "conv.R": (9, 9),
+    }
 
 
 def regression(purpose: str) -> Task:
     x = normal(11, 3, purpose=purpose)
-    y = torch.sin(2 * x.sum(1, keepdim=True)) @ torch.ones(1, 2, dtype=F64) + 0.5 * normal(11, 2, purpose=purpose)
+    y = torch.sin(2 * x.sum(1, keepdim=True)) @ torch.ones(1, 2, dtype=F64) + 0.5 * normal(
+        11, 2, purpose=purpose
+    )
     return Task((x[:5], y[:5]), (x[5:], y[5:]))
 
 
@@ -126,17 +137,18 @@ def images() -> Task:
     return Task((x[:6], y[:6]), (x[6:], y[6:]))
 
 
-CASES = {
-    "dense and bias": (nets.mlp((3, 4, 2), "tanh"), squared_error, regression("a")),
-    "convolution": (nets.cnn((2, 4, 4), 2, 1, 3, pool=False), cross_entropy, images()),
-}
+CASES = {"dense and bias": (nets.mlp((3, 4, 2), "tanh"), squared_error, regression("a")),
+         "convolution": (nets.cnn((2, 4, 4), 2, 1, 3, pool=False), cross_entropy, images())}
 
 
 @pytest.mark.parametrize("rule_alpha", [None, 0.05])
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("case", CASES)
-def test_meta_gradients_by_central_differences(case: str, name: str, rule_alpha: float | None) -> None:
-    """Through the rule, adapting or not, at parameters away from the identity; along random directions."""
+def test_meta_gradients_by_central_differences(
+    case: str, name: str, rule_alpha: float | None
+) -> None:
+    """Through the rule, adapting or not, at parameters away from the identity; along random
+    directions."""
     net, of, task = CASES[case]
     rule = RULES[name](ALPHA)
     params = net.init(torch_stream(1, "tests/rules"), dtype=F64)
@@ -146,7 +158,8 @@ def test_meta_gradients_by_central_differences(case: str, name: str, rule_alpha:
     for part in ("model", "rule"):
         names = [key for key in both if key.startswith("rule/") == (part == "rule")]
         way = {key: normal(*both[key].shape, purpose=f"way {key}") for key in names}
-        ends = [objective(both | {key: both[key] + h * way[key] for key in names}, task) for h in (1e-6, -1e-6)]
+        ends = [objective(both | {key: both[key] + h * way[key] for key in names}, task)
+                for h in (1e-6, -1e-6)]
         slope = sum((exact[key] * way[key]).sum() for key in names)
         assert abs(slope) > 1e-4
         assert ((ends[0] - ends[1]) / 2e-6).item() == pytest.approx(slope.item(), rel=2e-5)
@@ -174,26 +187,33 @@ def test_a_rule_that_adapts_is_the_loop_written_out() -> None:
         if step:  # the loss depends on r through the update before
             for key, slope in zip(r, slopes[len(theta) :], strict=True):
                 r[key] = (r[key] - beta * slope).detach().requires_grad_()
-        updates = rule.apply(r, {key: slope.detach() for key, slope in zip(theta, slopes, strict=False)})
+        updates = rule.apply(
+            r, {key: slope.detach() for key, slope in zip(theta, slopes, strict=False)}
+        )
         theta = {key: value.detach() - updates[key] for key, value in theta.items()}
-    found, rule_found = adapt_with_rule(loss, params, own, task.support, steps=3, apply=rule.apply, rule_alpha=beta)
+    found, rule_found = adapt_with_rule(loss, params, own, task.support, steps=3, apply=rule.apply,
+                                        rule_alpha=beta)
     for key, value in theta.items():
         assert relative(found[key], value) < 1e-12
     for key, value in r.items():
         assert relative(rule_found[key], value) < 1e-12
         assert not torch.equal(value, own[key])
-    still = adapt_with_rule(loss, params, own, task.support, steps=1, apply=rule.apply, rule_alpha=beta)[1]
+    still = adapt_with_rule(loss, params, own, task.support, steps=1, apply=rule.apply,
+                            rule_alpha=beta)[1]
     assert all(torch.equal(still[key], own[key]) for key in own)
 
 
 def test_only_some_entries_may_adapt() -> None:
     net, of, task = CASES["dense and bias"]
-    params, rule, some = net.init(torch_stream(1, "tests/rules"), dtype=F64), kfo(ALPHA), ["1.weight", "1.bias"]
+    params, rule, some = (net.init(torch_stream(1, "tests/rules"), dtype=F64), kfo(ALPHA),
+                          ["1.weight", "1.bias"])
     own = disturbed(rule, {name: params[name] for name in some})
     objective = learned(of(net.apply), steps=2, rule=rule, adapted=some)
     fixed = {name: value for name, value in params.items() if name not in some}
-    by_hand = maml(lambda p, b: of(net.apply)(fixed | p, b), steps=2, update=partial(rule.apply, own))
-    assert objective(joined(params, own), task) == by_hand({name: params[name] for name in some}, task)
+    by_hand = maml(lambda p, b: of(net.apply)(fixed | p, b), steps=2,
+                   update=partial(rule.apply, own))
+    assert objective(joined(params, own), task) == by_hand({name: params[name] for name in some},
+                                                           task)
     with pytest.raises(ValueError, match=r"adapted must name some of 0\.weight"):
         learned(of(net.apply), steps=2, rule=rule, adapted=["2.weight"])(joined(params, own), task)
 
@@ -206,12 +226,15 @@ def test_a_fleet_trains_rules_of_its_own() -> None:
     fleet = {name: torch.stack([one[name] for one in both]) for name in both[0]}
     tasks = Task(*[tuple(part.expand(2, 1, *part.shape) for part in side) for side in task])
     gradient = training.fleet_gradient(learned(of(net.apply), steps=1, rule=rule))
-    trained = training.train(gradient, fleet, lambda step: tasks, optimizer=training.adam(0.01), steps=30)
+    trained = training.train(gradient, fleet, lambda step: tasks, optimizer=training.adam(0.01),
+                             steps=30)
     assert (gradient(trained, tasks)[1] < 0.9 * gradient(fleet, tasks)[1]).all()
     slopes = gradient(fleet, tasks)[0]
     for run in (0, 1):
         alone = grad(learned(of(net.apply), steps=1, rule=rule))(both[run], task)
-        assert all(torch.allclose(slopes[name][run], alone[name], rtol=1e-9, atol=1e-12) for name in alone)
+        assert all(
+            torch.allclose(slopes[name][run], alone[name], rtol=1e-9, atol=1e-12) for name in alone
+        )
 
 
 @pytest.mark.parametrize("make", RULES.values())
@@ -224,7 +247,10 @@ def test_rates_must_be_positive(make, alpha: float) -> None:
 @pytest.mark.parametrize("make", [meta_curvature, kfo, nonlinear_kfo])
 def test_shapes_that_a_rule_does_not_know(make) -> None:
     odd = {"odd": normal(2, 3, 4)}
-    with pytest.raises(ValueError, match=r"odd must be a vector, a matrix or a convolution .* got shape \(2, 3, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"odd must be a vector, a matrix or a convolution .* got shape \(2, 3, 4\)",
+    ):
         make(ALPHA).init(odd)
     with pytest.raises(ValueError, match="odd must be a vector"):
         make(ALPHA).apply({}, odd)
@@ -233,8 +259,12 @@ def test_shapes_that_a_rule_does_not_know(make) -> None:
 @pytest.mark.parametrize("make", [learned_rate, meta_sgd, meta_curvature, kfo, nonlinear_kfo])
 def test_a_rule_of_another_model(make) -> None:
     rule = make(ALPHA)
-    with pytest.raises(ValueError, match=r"of the rule must have shape .*, got none; make it by init of this model"):
+    with pytest.raises(
+        ValueError, match=r"of the rule must have shape .*, got none; make it by init of this model"
+    ):
         rule.apply({}, gradients())
     if make is not learned_rate:
         with pytest.raises(ValueError, match=r"w\..* of the rule must have shape"):
-            rule.apply(rule.init({"w": normal(1)}), {"w": normal(5)})  # else 1 would be broadcast to 5
+            rule.apply(
+                rule.init({"w": normal(1)}), {"w": normal(5)}
+            )  # else 1 would be broadcast to 5

@@ -31,7 +31,9 @@ def test_an_mlp_is_that_of_torch() -> None:
     net, x = nets.mlp((3, 5, 4, 2), "tanh"), inputs(6, 3)
     params = net.init(generator(), dtype=F64)
     params["1.bias"] += 1
-    peer = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    peer = nn.Sequential(
+        nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)
+    ).double()
     for layer, i in zip(peer[::2], range(3), strict=True):
         layer.weight.data, layer.bias.data = params[f"{i}.weight"], params[f"{i}.bias"]
     torch.testing.assert_close(net.apply(params, x), peer(x))
@@ -54,12 +56,16 @@ def test_a_cnn_is_that_of_torch(pool: bool) -> None:
     params["1.shift"] += torch.linspace(-1, 1, 5)
     blocks = []
     for i, channels in enumerate((2, 5)):
-        conv, norm = nn.Conv2d(channels, 5, 3, padding=1, bias=False).double(), nn.BatchNorm2d(5).double()
-        conv.weight.data, norm.weight.data, norm.bias.data = (params[f"{i}.{n}"] for n in ("conv", "scale", "shift"))
+        conv, norm = (nn.Conv2d(channels, 5, 3, padding=1, bias=False).double(),
+                      nn.BatchNorm2d(5).double())
+        conv.weight.data, norm.weight.data, norm.bias.data = (
+            params[f"{i}.{n}"] for n in ("conv", "scale", "shift")
+        )
         blocks += [conv, norm, nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]
     head = nn.Linear(5 * 4 if pool else 5, 3).double()
     head.weight.data, head.bias.data = params["head.weight"], params["head.bias"]
-    peer = nn.Sequential(*blocks, nn.Flatten() if pool else nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    peer = nn.Sequential(*blocks, nn.Flatten() if pool else nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         head)
     torch.testing.assert_close(net.apply(params, x), peer(x))
 
 
@@ -67,7 +73,9 @@ def test_starts_keep_the_scale() -> None:
     """Outputs of wide networks on standard normal inputs have a mean square near 1."""
     x = torch.randn(400, 200, generator=generator(1))
     for net in (nets.mlp((200, 300, 300, 50)), nets.linear(200, 50)):
-        assert net.apply(net.init(generator()), x).square().mean().item() == pytest.approx(1, abs=0.2)
+        assert net.apply(net.init(generator()), x).square().mean().item() == pytest.approx(
+            1, abs=0.2
+        )
     lengths = nets.two_layer(200, 300).init(generator())["weight"].norm(dim=1)
     assert lengths.mean().item() == pytest.approx(1, abs=0.02)
 
@@ -101,7 +109,8 @@ LINNETS = [((3, 1), 0), ((3, 4, 1), 1), ((3, 5, 4, 6, 2), 2), ((3, 4, 4, 4, 4, 1
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(("widths", "linear_layers"), LINNETS)
-def test_a_collapsed_net_computes_the_same(widths, linear_layers: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_a_collapsed_net_computes_the_same(widths, linear_layers: int, dtype: torch.dtype,
+                                           tolerance: float) -> None:
     net = nets.mlp(widths, "tanh", linear_layers=linear_layers)
     params = net.init(generator(2), dtype=dtype)
     params = {name: value + 0.1 * inputs(*value.shape).to(dtype) for name, value in params.items()}
@@ -127,13 +136,14 @@ def test_a_fleet_collapses_run_by_run() -> None:
 
 @pytest.mark.parametrize(
     ("call", "said"),
-    [
-        (lambda: nets.mlp((3, 0, 1), linear_layers=1), "a layer has at least one unit"),
-        (lambda: nets.mlp((3, 4, 1), linear_layers=2), "linear_layers must be at most 1 for these widths, got 2"),
-        (lambda: nets.mlp((3, 4, 1), linear_layers=-1), "linear_layers must be at least 0"),
-        (lambda: nets.collapsed({"0.weight": torch.ones(1, 2)}, 1), "linear_layers must be below the 1 layers, got 1"),
-        (lambda: nets.collapsed({"0.weight": torch.ones(1, 2)}, -1), "linear_layers must be at least 0"),
-    ],
+    [(lambda: nets.mlp((3, 0, 1), linear_layers=1), "a layer has at least one unit"),
+     (lambda: nets.mlp((3, 4, 1), linear_layers=2),
+      "linear_layers must be at most 1 for these widths, got 2"),
+     (lambda: nets.mlp((3, 4, 1), linear_layers=-1), "linear_layers must be at least 0"),
+     (lambda: nets.collapsed({"0.weight": torch.ones(1, 2)}, 1),
+      "linear_layers must be below the 1 layers, got 1"),
+     (lambda: nets.collapsed({"0.weight": torch.ones(1, 2)}, -1),
+      "linear_layers must be at least 0")],
 )
 def test_linear_layers_out_of_range(call, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -143,23 +153,30 @@ def test_linear_layers_out_of_range(call, said: str) -> None:
 def test_logistic_loss() -> None:
     loss = logistic(lambda params, x: x @ params["w"])
     x, y = torch.tensor([[1.0], [-2.0]]), torch.tensor([1.0, 0.0])
-    expected = (torch.log1p(torch.exp(torch.tensor(-3.0))) + torch.log1p(torch.exp(torch.tensor(-6.0)))) / 2
+    expected = (
+        torch.log1p(torch.exp(torch.tensor(-3.0))) + torch.log1p(torch.exp(torch.tensor(-6.0)))
+    ) / 2
     torch.testing.assert_close(loss({"w": torch.tensor([3.0])}, (x, y)), expected)
     for wrong in (y.long(), y[:, None]):
-        with pytest.raises(ValueError, match=r"y must be floating and have the outputs' shape \(2,\)"):
+        with pytest.raises(ValueError,
+                           match=r"y must be floating and have the outputs' shape \(2,\)"):
             loss({"w": torch.tensor([3.0])}, (x, wrong))
 
 
 @pytest.mark.parametrize("linear_layers", [1, 3])
 def test_the_added_layers_of_a_cnn_collapse_into_its_head(linear_layers: int) -> None:
     net = nets.cnn((1, 8, 8), 4, 2, 5, linear_layers=linear_layers, width=7)
-    params = {name: value + 0.1 for name, value in net.init(torch_stream(0, "tests/linnet"), dtype=F64).items()}
+    params = {name: value + 0.1
+              for name, value in net.init(torch_stream(0, "tests/linnet"), dtype=F64).items()}
     one = nets.collapsed_head(params)
     assert set(one) == set(nets.cnn((1, 8, 8), 4, 2, 5).init(torch_stream(0, "tests/linnet")))
     assert one["head.weight"].shape == (5, 16)
     x = inputs(6, 1, 8, 8)
-    torch.testing.assert_close(nets.cnn((1, 8, 8), 4, 2, 5).apply(one, x), net.apply(params, x), rtol=1e-12, atol=1e-12)
-    fleet = nets.collapsed_head({name: torch.stack([value, 2 * value]) for name, value in params.items()})
+    torch.testing.assert_close(nets.cnn((1, 8, 8), 4, 2, 5).apply(one, x), net.apply(params, x),
+                               rtol=1e-12, atol=1e-12)
+    fleet = nets.collapsed_head(
+        {name: torch.stack([value, 2 * value]) for name, value in params.items()}
+    )
     torch.testing.assert_close(fleet["head.weight"][0], one["head.weight"])
     assert nets.head_names(one) == ("head.weight", "head.bias")
     assert len(nets.head_names(params)) == 2 * (linear_layers + 1)

@@ -1,4 +1,5 @@
-"""Meta-gradients of every objective against an inner loop written out by hand, and against central differences."""
+"""Meta-gradients of every objective against an inner loop written out by hand, and against central
+differences."""
 
 import math
 from collections.abc import Callable
@@ -40,11 +41,14 @@ def images(seed: int) -> Task:
 CASES = {  # net, loss, task, what ANIL adapts; smooth activations, so that differences converge
     "one tensor": (nets.linear(4), squared_error, regression(1, 4), ["0.weight"]),
     "two layers": (nets.two_layer(4, 3, "erf"), squared_error, regression(2, 4), ["weight"]),
-    "several tensors": (nets.mlp((4, 6, 5, 1), "tanh"), squared_error, regression(3, 4), ["2.weight", "2.bias"]),
+    "several tensors": (nets.mlp((4, 6, 5, 1), "tanh"), squared_error, regression(3, 4),
+                        ["2.weight", "2.bias"]),
     "deep linear": (nets.deep_linear((4, 5, 1)), squared_error, regression(4, 4), ["0.weight"]),
     "relu": (nets.mlp((4, 6, 1)), squared_error, regression(5, 4), ["1.weight"]),
-    "convolutions": (nets.cnn((2, 8, 8), 3, 2, 3), cross_entropy, images(6), ["head.weight", "head.bias"]),
-    "no pooling": (nets.cnn((2, 8, 8), 3, 1, 3, pool=False), cross_entropy, images(7), ["head.weight"]),
+    "convolutions": (nets.cnn((2, 8, 8), 3, 2, 3), cross_entropy, images(6),
+                     ["head.weight", "head.bias"]),
+    "no pooling": (nets.cnn((2, 8, 8), 3, 1, 3, pool=False), cross_entropy, images(7),
+                   ["head.weight"]),
 }
 NAMES = list(CASES)
 
@@ -56,14 +60,14 @@ def case(name: str) -> tuple[Callable, Params, Task, list[str]]:
     return loss(net.apply), net.init(generator(8), dtype=F64), task, adapted
 
 
-def by_hand(loss: Callable, start: Params, task: Task, steps: int, *, first_order: bool, adapted: list[str]) -> Params:
+def by_hand(loss: Callable, start: Params, task: Task, steps: int, *, first_order: bool,
+            adapted: list[str]) -> Params:
     """The meta-gradient, with the inner loop spelled out in plain autograd."""
     leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
     moved = dict(leaves)
     for _ in range(steps):
-        inner = torch.autograd.grad(
-            loss(moved, task.support), [moved[name] for name in adapted], create_graph=not first_order
-        )
+        inner = torch.autograd.grad(loss(moved, task.support), [moved[name] for name in adapted],
+                                    create_graph=not first_order)
         for name, slope in zip(adapted, inner, strict=True):
             moved[name] = moved[name] - ALPHA * slope
     outer = torch.autograd.grad(loss(moved, task.query), list(leaves.values()))
@@ -88,8 +92,10 @@ def test_meta_gradients_by_hand(name: str, steps: int) -> None:
     inner = dict(steps=steps, update=sgd(ALPHA))
     second = grad(maml(loss, **inner))(params, task)
     first = grad(first_order_maml(loss, **inner))(params, task)
-    assert_equal(second, by_hand(loss, params, task, steps, first_order=False, adapted=list(params)), 1e-9)
-    assert_equal(first, by_hand(loss, params, task, steps, first_order=True, adapted=list(params)), 1e-9)
+    assert_equal(second,
+                 by_hand(loss, params, task, steps, first_order=False, adapted=list(params)), 1e-9)
+    assert_equal(first, by_hand(loss, params, task, steps, first_order=True, adapted=list(params)),
+                 1e-9)
     some = grad(anil(loss, adapted=adapted, **inner))(params, task)
     assert_equal(some, by_hand(loss, params, task, steps, first_order=False, adapted=adapted), 1e-9)
     assert size({key: first[key] - second[key] for key in params}) > 1e-3 * size(second)
@@ -109,7 +115,8 @@ def test_nal_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if "relu" not in name and "pool" not in name and "conv" not in name]
+    "name",
+    [name for name in NAMES if "relu" not in name and "pool" not in name and "conv" not in name],
 )
 @pytest.mark.parametrize("method", ["nal", "maml 1", "maml 5", "anil 1", "anil 5"])
 def test_meta_gradients_by_central_differences(name: str, method: str) -> None:
@@ -124,7 +131,8 @@ def test_meta_gradients_by_central_differences(name: str, method: str) -> None:
     numeric = {}
     for key, value in params.items():
         units = torch.eye(value.numel(), dtype=F64).reshape(-1, *value.shape)
-        ends = [[objective(params | {key: value + sign * 1e-5 * e}, task) for sign in (1, -1)] for e in units]
+        ends = [[objective(params | {key: value + sign * 1e-5 * e}, task) for sign in (1, -1)]
+                for e in units]
         numeric[key] = torch.stack([(up - down) / 2e-5 for up, down in ends]).reshape(value.shape)
     assert_equal(numeric, exact, 1e-6)
 
@@ -138,21 +146,26 @@ def test_a_learned_rate_keeps_its_derivative_in_first_order() -> None:
     rate = torch.tensor(ALPHA, dtype=F64)
     slopes = [grad(partial(of_rate, kind=kind))(rate) for kind in (maml, first_order_maml)]
     assert abs(slopes[0]) > 1e-3
-    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)  # one step: the inner gradient does not depend on it
+    torch.testing.assert_close(
+        *slopes, rtol=1e-12, atol=0
+    )  # one step: the inner gradient does not depend on it
 
 
 @pytest.mark.parametrize("adapted", [["nope"], ["0.weight", "nope"], []])
 def test_anil_needs_names_that_there_are(adapted: list[str]) -> None:
     loss, params, task, _ = case("several tensors")
     with pytest.raises(
-        ValueError, match=r"adapted must name some of 0\.weight, .* got (\['nope'\]|none); see net.init"
+        ValueError,
+        match=r"adapted must name some of 0\.weight, .* got (\['nope'\]|none); see net.init",
     ):
         anil(loss, steps=1, update=sgd(ALPHA), adapted=adapted)(params, task)
 
 
 def test_anil_takes_one_name() -> None:
     loss, params, task, _ = case("deep linear")
-    one, many = (anil(loss, steps=1, update=sgd(ALPHA), adapted=a) for a in ("0.weight", ["0.weight"]))
+    one, many = (
+        anil(loss, steps=1, update=sgd(ALPHA), adapted=a) for a in ("0.weight", ["0.weight"])
+    )
     assert one(params, task) == many(params, task)
 
 
@@ -161,15 +174,20 @@ def test_anil_takes_one_name() -> None:
 )
 def test_a_task_needs_both_sides(objective: Callable) -> None:
     loss, params, task, _ = case("one tensor")
-    with pytest.raises(ValueError, match=r"a task must have support and query, got tuple; use companion\.tasks"):
+    with pytest.raises(
+        ValueError, match=r"a task must have support and query, got tuple; use companion\.tasks"
+    ):
         objective(loss)(params, tuple(task))
-    with pytest.raises(ValueError, match=r"a batch must be a pair \(x, y\), got tuple of 1; give inputs and labels"):
+    with pytest.raises(
+        ValueError, match=r"a batch must be a pair \(x, y\), got tuple of 1; give inputs and labels"
+    ):
         objective(loss)(params, Task((task.support[0],), (task.query[0],)))
 
 
 def test_sides_that_do_not_stack() -> None:
     loss, params, task, _ = case("one tensor")
-    with pytest.raises(ValueError, match="support and query must agree but for the number of samples"):
+    with pytest.raises(ValueError,
+                       match="support and query must agree but for the number of samples"):
         nal(loss)(params, Task(task.support, (task.query[0][:, :2], task.query[1])))
 
 
@@ -177,7 +195,10 @@ def test_sides_that_do_not_stack() -> None:
 def test_parameters_elsewhere_than_the_data(objective: Callable) -> None:
     loss, params, task, _ = case("one tensor")
     away = {name: value.to("meta") for name, value in params.items()}
-    with pytest.raises(ValueError, match="parameters and data must be on one device, got meta and cpu; move one with"):
+    with pytest.raises(
+        ValueError,
+        match="parameters and data must be on one device, got meta and cpu; move one with",
+    ):
         objective(loss)(away, task)
     with pytest.raises(ValueError, match="must be on one device"):
         adapt(loss, away, task.support, steps=1, update=sgd(ALPHA))
@@ -186,7 +207,8 @@ def test_parameters_elsewhere_than_the_data(objective: Callable) -> None:
 def test_labels_of_another_shape() -> None:
     loss, params, task, _ = case("one tensor")
     x, y = task.support
-    with pytest.raises(ValueError, match=r"y must have the outputs' shape \(5,\), got \(5, 1\); reshape it"):
+    with pytest.raises(ValueError,
+                       match=r"y must have the outputs' shape \(5,\), got \(5, 1\); reshape it"):
         loss(params, (x, y[:, None]))
     with pytest.raises(ValueError, match="x and y must be tensors with as many samples"):
         loss(params, (x, y[:3]))

@@ -57,6 +57,7 @@ def test_the_example() -> None:
     for line in ("mixture.ratio" + claims[0]).strip().splitlines():
         expression, said = line.split("  # ")
         digits = said.split(":")[0]
-        assert eval(expression, names) == pytest.approx(float(digits), abs=0.5 * 10 ** -len(digits.split(".")[1]))
+        assert eval(expression, names) == pytest.approx(float(digits),
+                                                        abs=0.5 * 10 ** -len(digits.split(".")[1]))
         checked += 1
     assert checked == 3

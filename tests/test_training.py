@@ -42,10 +42,12 @@ def fleet(seeds: list[int]) -> tuple[Params, Callable, torch.Tensor]:
     return params, draw, torch.tensor([0.02 + 0.005 * seed for seed in seeds], dtype=F64)
 
 
-def trained(seeds: list[int], steps: int = 15, gradient: training.Gradient | None = None, **options: object) -> Params:
+def trained(seeds: list[int], steps: int = 15, gradient: training.Gradient | None = None,
+            **options: object) -> Params:
     params, draw, alpha = fleet(seeds)
     gradient = gradient or fleet_gradient(objective)
-    return train(gradient, params, draw, optimizer=adam(0.01), steps=steps, settings=(alpha,), **options)
+    return train(gradient, params, draw, optimizer=adam(0.01), steps=steps, settings=(alpha,),
+                 **options)
 
 
 def test_a_fleet_equals_its_single_runs() -> None:
@@ -59,8 +61,11 @@ def test_a_fleet_equals_its_single_runs() -> None:
     assert spread.min() > 1e-3
 
 
-@pytest.mark.parametrize("chunks", [dict(chunk_size=1), dict(chunk_size=7), dict(task_chunk=1), dict(task_chunk=3),
-                                    dict(chunk_size=5, task_chunk=2), dict(chunk_size=1, task_chunk=1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "chunks",
+    [dict(chunk_size=1), dict(chunk_size=7), dict(task_chunk=1), dict(task_chunk=3),
+     dict(chunk_size=5, task_chunk=2), dict(chunk_size=1, task_chunk=1)],
+)
 def test_chunks_change_nothing(chunks: dict[str, int]) -> None:
     params, draw, alpha = fleet(list(range(16)))
     whole, values = fleet_gradient(objective)(params, draw(0), alpha)
@@ -87,7 +92,8 @@ def test_a_gradient_is_that_of_the_mean_over_tasks() -> None:
 
 @pytest.fixture
 def failures(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
-    """What compiled functions raise: with any of these the plain one is used, and no other test would notice."""
+    """What compiled functions raise: with any of these the plain one is used, and no other test
+    would notice."""
     found: list[Exception] = []
     real = torch.compile
 
@@ -119,14 +125,18 @@ def test_compiled_gives_the_same(failures: list[Exception]) -> None:
     assert failures == []
 
 
-def test_every_fleet_can_be_compiled(failures: list[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch gives up on a function after a number of recompilations; another fleet is another function."""
+def test_every_fleet_can_be_compiled(
+    failures: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch gives up on a function after a number of recompilations; another fleet is another
+    function."""
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     params, draw, alpha = fleet([0, 1])
     for power in (1, 2, 3):
 
-        def other(p: Params, normal: dict[str, torch.Tensor], alpha: torch.Tensor, power: int = power) -> torch.Tensor:
+        def other(p: Params, normal: dict[str, torch.Tensor], alpha: torch.Tensor,
+                  power: int = power) -> torch.Tensor:
             return (p["0.weight"] ** power).sum() * alpha * normal["x"].mean()
 
         fleet_gradient(other, compiled=True)(params, draw(0), alpha)
@@ -194,21 +204,28 @@ def interrupted(tmp_path: Path) -> Checkpoint:
 def test_a_damaged_checkpoint_is_refused(interrupted: Checkpoint, damage: str) -> None:
     data = bytearray(interrupted.path.read_bytes())
     data[len(data) // 2] ^= 1
-    interrupted.path.write_bytes({"cut": data[: len(data) // 3], "altered": data, "empty": b""}[damage])
-    with pytest.raises(RecordError, match=r"run\.safetensors must match its hash, got .*; remove it to start afresh"):
+    interrupted.path.write_bytes(
+        {"cut": data[: len(data) // 3], "altered": data, "empty": b""}[damage]
+    )
+    with pytest.raises(
+        RecordError,
+        match=r"run\.safetensors must match its hash, got .*; remove it to start afresh",
+    ):
         trained([0, 1], checkpoint=interrupted)
 
 
 def test_a_checkpoint_of_another_run_is_refused(interrupted: Checkpoint) -> None:
     for seeds, of in (([0, 1], "another"), ([0, 1, 2], "a test")):
-        with pytest.raises(RecordError, match="must be the checkpoint of this run, got that of another; remove it"):
+        with pytest.raises(
+            RecordError, match="must be the checkpoint of this run, got that of another; remove it"
+        ):
             trained(seeds, checkpoint=interrupted._replace(of=of))
     trained([0, 1], checkpoint=interrupted)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    (adam(0.01), lambda p: torch.optim.Adam(p, 0.01)), (training.sgd(0.05), lambda p: torch.optim.SGD(p, 0.05)),
-])  # fmt: skip
+@pytest.mark.parametrize(("ours", "theirs"),
+                         [(adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
+                          (training.sgd(0.05), lambda p: torch.optim.SGD(p, 0.05))])
 def test_optimisers_are_those_of_torch(ours: Optimizer, theirs: Callable) -> None:
     params, draw, alpha = fleet([0, 1])
     gradient = fleet_gradient(objective)
@@ -228,10 +245,12 @@ def test_optimisers_are_those_of_torch(ours: Optimizer, theirs: Callable) -> Non
 def test_every_run_can_have_its_own_rate() -> None:
     params, draw, alpha = fleet([0, 1])
     rates = torch.tensor([0.01, 0.1], dtype=F64)
-    both = train(fleet_gradient(objective), params, draw, optimizer=training.sgd(rates), steps=5, settings=(alpha,))
+    both = train(fleet_gradient(objective), params, draw, optimizer=training.sgd(rates), steps=5,
+                 settings=(alpha,))
     for i, rate in enumerate(rates.tolist()):
         one, few, mine = fleet([i])
-        alone = train(fleet_gradient(objective), one, few, optimizer=training.sgd(rate), steps=5, settings=(mine,))
+        alone = train(fleet_gradient(objective), one, few, optimizer=training.sgd(rate), steps=5,
+                      settings=(mine,))
         for name in both:
             torch.testing.assert_close(both[name][i], alone[name][0], rtol=1e-10, atol=1e-12)
 
@@ -249,12 +268,14 @@ def linear_mixture(seed: int) -> LinearFamily:
     factors = rng.standard_normal((2, 3, 3))
     covariances = factors @ factors.swapaxes(1, 2) / 3 + 0.2 * np.eye(3)
     covariances[1] *= 0.3
-    return LinearFamily(covariances, 2 * rng.standard_normal((2, 3)), np.array([0.3, 0.1]), np.array([0.6, 0.4]), 0.2)
+    return LinearFamily(covariances, 2 * rng.standard_normal((2, 3)), np.array([0.3, 0.1]),
+                        np.array([0.6, 0.4]), 0.2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_engine_reaches_the_minimisers_of_the_theory(seed: int) -> None:
-    """Hotelling's test over 40 seeds: the mean solution is the closed form's, and the other method's is rejected."""
+    """Hotelling's test over 40 seeds: the mean solution is the closed form's, and the other
+    method's is rejected."""
     family, alpha, support, seeds, steps = linear_mixture(seed), 0.4, 10, 40, 800
     net = nets.linear(3)
     loss = squared_error(net.apply)
@@ -262,22 +283,32 @@ def test_the_engine_reaches_the_minimisers_of_the_theory(seed: int) -> None:
     rngs = [streams.stream(s, f"tests/mixture/{seed}") for s in range(seeds)]
 
     def draw(step: int) -> Task:
-        sides = [family.draw_samples(rng, *family.draw_tasks(rng, (10,)), 2 * support) for rng in rngs]
+        sides = [
+            family.draw_samples(rng, *family.draw_tasks(rng, (10,)), 2 * support) for rng in rngs
+        ]
         x, y = (torch.from_numpy(np.stack(side)) for side in zip(*sides, strict=True))
         return Task((x[:, :, :support], y[:, :, :support]), (x[:, :, support:], y[:, :, support:]))
 
     start = {"0.weight": torch.zeros(seeds, 1, 3, dtype=F64)}
     for name, of in (("nal", nal(loss)), ("maml", maml(loss, steps=1, update=sgd(alpha)))):
         tail: list[torch.Tensor] = []
-        train(
-            fleet_gradient(of), start, draw, optimizer=training.sgd(lambda t: 0.4 / (1 + t / 50)), steps=steps,
-            watch=lambda t, p, v, tail=tail: tail.append(p["0.weight"][:, 0]) if t >= steps - 200 else None,
-        )  # fmt: skip
+        train(fleet_gradient(of),
+              start,
+              draw,
+              optimizer=training.sgd(lambda t: 0.4 / (1 + t / 50)),
+              steps=steps,
+              watch=lambda t, p, v, tail=tail: (
+                  tail.append(p["0.weight"][:, 0]) if t >= steps - 200 else None
+              ))
         last = torch.stack(tail).mean(0).numpy()
         p_values = {}
         for target, w in exact.items():
             miss = (last - w).mean(axis=0)
-            statistic = seeds * miss @ np.linalg.solve(np.cov(last.T), miss) * (seeds - 3) / (3 * (seeds - 1))
+            statistic = (seeds
+                         * miss
+                         @ np.linalg.solve(np.cov(last.T), miss)
+                         * (seeds - 3)
+                         / (3 * (seeds - 1)))
             p_values[target] = stats.f.sf(statistic, 3, seeds - 3)
         assert p_values[name] > 1e-3
         assert p_values["maml" if name == "nal" else "nal"] < 1e-6
@@ -286,15 +317,11 @@ def test_the_engine_reaches_the_minimisers_of_the_theory(seed: int) -> None:
 def test_a_run_that_diverges_is_named() -> None:
     params, draw, alpha = fleet([0, 1, 2])
     alpha[1] = 1e9
-    with pytest.raises(Diverged, match=r"the objective of run 1 \(1 of 3 runs\) is not finite from step \d+ on"):
-        train(
-            fleet_gradient(objective),
-            params,
-            draw,
-            optimizer=training.sgd(1e200),
-            steps=60,
-            settings=(alpha * 0 + torch.tensor([0, 1e150, 0]),),
-        )
+    with pytest.raises(
+        Diverged, match=r"the objective of run 1 \(1 of 3 runs\) is not finite from step \d+ on"
+    ):
+        train(fleet_gradient(objective), params, draw, optimizer=training.sgd(1e200), steps=60,
+              settings=(alpha * 0 + torch.tensor([0, 1e150, 0]),))
 
 
 def test_a_fleet_that_does_not_fit() -> None:
@@ -304,7 +331,8 @@ def test_a_fleet_that_does_not_fit() -> None:
         return objective(p, normal, alpha) + torch.zeros(2**50).sum()
 
     with pytest.raises(
-        MemoryError, match="the fleet must fit into memory, got 2 runs, 1 at once; pass a smaller chunk"
+        MemoryError,
+        match="the fleet must fit into memory, got 2 runs, 1 at once; pass a smaller chunk",
     ):
         fleet_gradient(huge, chunk_size=1)(params, draw(0), alpha)
 

@@ -1,8 +1,10 @@
-"""Execute the chapters, build the pages, check the notebooks. `make help` says which target calls what.
+"""Execute the chapters, build the pages, check the notebooks. `make help` says which target calls
+what.
 
 python tools/book.py build [--profile full] [--jobs N]   execute what is stale, build the HTML
-python tools/book.py notebooks [--fresh]                 refresh the committed notebooks from the same execution
-python tools/book.py check                               nbval: do the committed notebooks still come out?
+python tools/book.py notebooks [--fresh]                 refresh the committed notebooks from the
+same execution python tools/book.py check                               nbval: do the committed
+notebooks still come out?
 """
 
 import argparse
@@ -26,24 +28,23 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["index.md", "_config.yml", "_toc.yml", "references.bib"]
-ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "JUPYTER_PREFER_ENV_PATH": "1",
-    "JUPYTER_NO_CONFIG": "1",
-    "TQDM_DISABLE": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-}
-OTHER_MACHINE = {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Haswell"}  # stands in for another processor
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+               "OPENBLAS_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
+               "JUPYTER_NO_CONFIG": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+               "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+OTHER_MACHINE = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "OPENBLAS_CORETYPE": "Haswell",
+}  # stands in for another processor
 
 
 def chapters() -> list[Path]:
     """The pages of book/ that declare a kernel."""
-    heads = {path: path.read_text().split("\n---\n")[0] for path in sorted((ROOT / "book").rglob("*.md"))}
-    return [path for path, head in heads.items() if head.startswith("---\n") and "\nkernelspec:" in head]
+    heads = {
+        path: path.read_text().split("\n---\n")[0] for path in sorted((ROOT / "book").rglob("*.md"))
+    }
+    return [path
+            for path, head in heads.items() if head.startswith("---\n") and "\nkernelspec:" in head]
 
 
 def digest(paths: Iterable[Path], extra: str = "") -> str:
@@ -56,16 +57,14 @@ def digest(paths: Iterable[Path], extra: str = "") -> str:
 
 
 def machinery() -> list[Path]:
-    """What every chapter depends on: the package, the records and claims, this tool, the pinned versions."""
-    package = [path for path in (ROOT / "src" / "companion").rglob("*") if path.suffix in {".py", ".yml"}]
-    package += [path for path in (ROOT / "results").rglob("*") if path.suffix in {".csv", ".json"}]
-    return [
-        *package,
-        ROOT / "claims.yml",
-        ROOT / "tools" / "book.py",
-        ROOT / "requirements.txt",
-        ROOT / "constraints.txt",
+    """What every chapter depends on: the package, the records and claims, this tool, the pinned
+    versions."""
+    package = [
+        path for path in (ROOT / "src" / "companion").rglob("*") if path.suffix in {".py", ".yml"}
     ]
+    package += [path for path in (ROOT / "results").rglob("*") if path.suffix in {".csv", ".json"}]
+    return [*package, ROOT / "claims.yml", ROOT / "tools" / "book.py", ROOT / "requirements.txt",
+            ROOT / "constraints.txt"]
 
 
 def coalesced(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -82,8 +81,11 @@ def coalesced(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNod
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Drop whatever changes from run to run or from machine to machine."""
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    kept = {key: value for key, value in notebook.metadata.items() if key in {"jupytext", "kernelspec"}}
+    notebook.cells = [cell
+                      for cell in notebook.cells
+                      if "injected-parameters" not in cell.metadata.get("tags", [])]
+    kept = {key: value
+            for key, value in notebook.metadata.items() if key in {"jupytext", "kernelspec"}}
     notebook.metadata = nbformat.from_dict(kept | {"language_info": {"name": "python"}})
     notebook.metadata.get("jupytext", {}).pop("text_representation", None)
     for number, cell in enumerate(notebook.cells):
@@ -99,18 +101,25 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def execute(source: Path, target: Path, profile: str) -> float:
-    """Run one chapter from a fresh kernel and write the clean notebook; returns the seconds it took."""
+    """Run one chapter from a fresh kernel and write the clean notebook; returns the seconds it
+    took."""
     os.environ.update(ENVIRONMENT)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         before, after = Path(scratch, "in.ipynb"), Path(scratch, "out.ipynb")
         nbformat.write(jupytext.read(source), before)
         papermill.execute_notebook(
-            str(before), str(after), parameters={} if profile == "quick" else {"profile": profile},
-            kernel_name="python3", cwd=str(source.parent), progress_bar=False, log_output=False,
-            execution_timeout=600 if profile == "quick" else None, start_timeout=120,
+            str(before),
+            str(after),
+            parameters={} if profile == "quick" else {"profile": profile},
+            kernel_name="python3",
+            cwd=str(source.parent),
+            progress_bar=False,
+            log_output=False,
+            execution_timeout=600 if profile == "quick" else None,
+            start_timeout=120,
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-        )  # fmt: skip
+        )
         notebook = clean(nbformat.read(after, 4))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(nbformat.writes(notebook, version=4) + "\n")
@@ -118,16 +127,21 @@ def execute(source: Path, target: Path, profile: str) -> float:
 
 
 def execute_stale(stage: Path, profile: str, jobs: int, *, fresh: bool = False) -> None:
-    """Execute into ``stage`` the chapters whose text, package or versions changed since they last were."""
+    """Execute into ``stage`` the chapters whose text, package or versions changed since they last
+    were."""
     version = f"{profile} {sys.version}"
-    targets = {source: stage / source.relative_to(ROOT).with_suffix(".ipynb") for source in chapters()}
+    targets = {
+        source: stage / source.relative_to(ROOT).with_suffix(".ipynb") for source in chapters()
+    }
     keys = {source: digest([source, *machinery()], version) for source in targets}
 
     def key_file(source: Path) -> Path:
         return targets[source].with_suffix(".key")
 
     def done(source: Path) -> bool:
-        return targets[source].exists() and key_file(source).exists() and key_file(source).read_text() == keys[source]
+        return (targets[source].exists()
+                and key_file(source).exists()
+                and key_file(source).read_text() == keys[source])
 
     stale = [source for source in targets if fresh or not done(source)]
     if not stale:
@@ -136,23 +150,26 @@ def execute_stale(stage: Path, profile: str, jobs: int, *, fresh: bool = False) 
         key_file(source).unlink(missing_ok=True)
     seconds, failed = {}, {}
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(jobs, mp_context=context) as pool,
-        tqdm(total=len(stale), desc="Executing chapters", unit="chapter", disable=False) as bar,
-    ):
-        running = {pool.submit(execute, source, targets[source], profile): source for source in stale}
+    with (ProcessPoolExecutor(jobs, mp_context=context) as pool,
+          tqdm(total=len(stale), desc="Executing chapters", unit="chapter", disable=False) as bar):
+        running = {
+            pool.submit(execute, source, targets[source], profile): source for source in stale
+        }
         for future in as_completed(running):
             source = running[future]
             try:
                 seconds[source] = future.result()
                 key_file(source).write_text(keys[source])
-            except Exception as error:  # the other chapters go on; all failures are shown at the end
+            except (
+                Exception
+            ) as error:  # the other chapters go on; all failures are shown at the end
                 failed[source] = error
             bar.update()
     for source, spent in seconds.items():
         print(f"  {source.relative_to(ROOT)}: {spent:.1f} s")
     for source, reason in failed.items():
-        print(f"{reason}\n{source.relative_to(ROOT)} failed: {type(reason).__name__}, see above", file=sys.stderr)
+        print(f"{reason}\n{source.relative_to(ROOT)} failed: {type(reason).__name__}, see above",
+              file=sys.stderr)
     if failed:
         sys.exit(f"{len(failed)} of {len(stale)} chapters failed; the others are kept.")
 
@@ -164,12 +181,16 @@ def place(profile: str) -> tuple[Path, Path]:
 
 
 def stage_pages(stage: Path) -> None:
-    """Copy everything but the chapters, which are there already, and forget what is no longer in the book."""
+    """Copy everything but the chapters, which are there already, and forget what is no longer in
+    the book."""
     wanted = {Path(name) for name in PAGES}
     own = {path.with_suffix(".ipynb") for path in chapters()}
     for path in (ROOT / "book").rglob("*"):
         hidden = any(part.startswith((".", "__")) for part in path.relative_to(ROOT).parts)
-        if path.is_file() and not hidden and path.suffix != ".ipynb" and path.with_suffix(".ipynb") not in own:
+        if (path.is_file()
+            and not hidden
+            and path.suffix != ".ipynb"
+            and path.with_suffix(".ipynb") not in own):
             wanted.add(path.relative_to(ROOT))
     for name in wanted:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +203,8 @@ def stage_pages(stage: Path) -> None:
 
 
 def build(profile: str, jobs: int) -> Path:
-    """Execute what is stale and build the pages; returns where they start. Touches nothing outside _build/."""
+    """Execute what is stale and build the pages; returns where they start. Touches nothing outside
+    _build/."""
     stage, html = place(profile)
     execute_stale(stage, profile, jobs)
     stage_pages(stage)
@@ -195,7 +217,10 @@ def build(profile: str, jobs: int) -> Path:
             flags = ["--path-output", scratch, "-W", "--keep-going", "-n", "--all", "--quiet"]
             done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
             if done.returncode:
-                sys.exit(f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see the lines above.")
+                sys.exit(
+                    f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see "
+                    f"the lines above."
+                )
             shutil.rmtree(html, ignore_errors=True)
             shutil.move(Path(scratch) / "_build" / "html", html)
         stamp.write_text(key)
@@ -203,7 +228,8 @@ def build(profile: str, jobs: int) -> Path:
 
 
 def refresh_notebooks(jobs: int, *, fresh: bool) -> None:
-    """Copy the executed chapters beside their sources: what is committed, and what nbval compares with."""
+    """Copy the executed chapters beside their sources: what is committed, and what nbval compares
+    with."""
     stage, _ = place("quick")
     execute_stale(stage, "quick", jobs, fresh=fresh)
     for source in chapters():
@@ -212,25 +238,29 @@ def refresh_notebooks(jobs: int, *, fresh: bool) -> None:
 
 
 def check(jobs: int) -> int:
-    """nbval on the committed notebooks, as executed here and as another processor would; the worst exit code."""
-    command = [
-        sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=600",
-        "-n", str(jobs), "--dist", "loadfile", "-p", "no:cacheprovider",
-        *(str(path.relative_to(ROOT).with_suffix(".ipynb")) for path in chapters()),
-    ]  # fmt: skip
+    """nbval on the committed notebooks, as executed here and as another processor would; the worst
+    exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env",
+               "--nbval-cell-timeout=600", "-n", str(jobs), "--dist", "loadfile", "-p",
+               "no:cacheprovider",
+               *(str(path.relative_to(ROOT).with_suffix(".ipynb")) for path in chapters())]
     codes = []
     for name, variables in (("this processor", {}), ("another processor", OTHER_MACHINE)):
         print(f"nbval, as on {name}", flush=True)
-        codes.append(subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT | variables).returncode)
+        codes.append(
+            subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT | variables).returncode
+        )
     return max(codes)
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["build", "notebooks", "check"])
     parser.add_argument("--profile", choices=["quick", "full"], default="quick")
-    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="chapters executed at once")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1),
+                        help="chapters executed at once")
     parser.add_argument("--fresh", action="store_true", help="execute even what is up to date")
     arguments = parser.parse_args()
     if arguments.action == "check":

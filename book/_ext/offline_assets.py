@@ -1,4 +1,5 @@
-"""Sphinx extension: MathJax from its wheel, and no script that a page would fetch from elsewhere."""
+"""Sphinx extension: MathJax from its wheel, and no script that a page would fetch from
+elsewhere."""
 
 import importlib.util
 import shutil
@@ -14,7 +15,9 @@ def copy_mathjax(app: Any, error: Exception | None) -> None:
         return
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
-        raise RuntimeError("sphinx-mathjax-offline is not installed: run `pip install -r requirements.txt`")
+        raise RuntimeError(
+            "sphinx-mathjax-offline is not installed: run `pip install -r requirements.txt`"
+        )
     source = Path(spec.origin).parent / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "vendor" / "mathjax"
     for name in MATHJAX:
@@ -25,7 +28,9 @@ def copy_mathjax(app: Any, error: Exception | None) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def drop_thebe(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def drop_thebe(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
     """Leave out the live-code scripts, which load from another host."""
 
     def stays(script: Any) -> bool:

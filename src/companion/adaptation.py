@@ -17,12 +17,21 @@ def check_devices(params: Params, batch: Any) -> None:
     here = {leaf.device for leaf in tree_leaves((params, batch)) if isinstance(leaf, torch.Tensor)}
     if len(here) > 1:
         own = ", ".join(sorted({str(value.device) for value in params.values()}))
-        data = ", ".join(sorted({str(leaf.device) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)}))
-        raise ValueError(f"parameters and data must be on one device, got {own} and {data}; move one with .to(...)")
+        data = ", ".join(
+            sorted(
+                {str(leaf.device) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)}
+            )
+        )
+        raise ValueError(
+            f"parameters and data must be on one device, got {own} and {data}; move one with "
+            f".to(...)"
+        )
 
 
-def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Update, first_order: bool = False) -> Params:
-    """Parameters after ``steps`` inner steps on ``support``: theta <- theta - update(grad loss(theta, support)).
+def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Update,
+          first_order: bool = False) -> Params:
+    """Parameters after ``steps`` inner steps on ``support``: theta <- theta - update(grad
+    loss(theta, support)).
 
     Args:
         loss: (params, batch) -> scalar.
@@ -30,12 +39,14 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Updat
         support: whatever ``loss`` takes as a batch, usually (x, y).
         steps: >= 0; 0 returns the initialisation.
         update: gradients -> updates, for example :func:`companion.meta_optimizers.sgd`.
-        first_order: treat the inner gradients as constants; parameters of ``update`` keep their derivatives.
+        first_order: treat the inner gradients as constants; parameters of ``update`` keep their
+            derivatives.
 
     Raises:
         ValueError: steps below 0 or not whole; parameters and data on different devices.
 
-    Differentiable throughout, so that without ``first_order`` the outer loop sees second-order terms.
+    Differentiable throughout, so that without ``first_order`` the outer loop sees second-order
+    terms.
     """
     for _ in range(_count(steps, params, support)):
         at = {name: value.detach() for name, value in params.items()} if first_order else params
@@ -44,20 +55,16 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Updat
 
 
 def adapt_with_rule(
-    loss: Loss,
-    params: Params,
-    rule: Params,
-    support: Any,
-    *,
-    steps: int,
-    apply: Callable[[Params, Params], Params],
-    rule_alpha: Alpha,
+    loss: Loss, params: Params, rule: Params, support: Any, *, steps: int,
+    apply: Callable[[Params, Params], Params], rule_alpha: Alpha,
 ) -> tuple[Params, Params]:
     """Parameters and rule after ``steps`` inner steps in which the meta-optimizer adapts as well.
 
-    From the second step on the rule's parameters first take a step on the support loss, which depends on them through
-    the update before: with D(r) = loss(theta_{j-1} - apply(r, g_{j-1}), support), r <- r - rule_alpha grad D(r); then
-    theta_{j+1} = theta_j - apply(r, g_j). One step is that of :func:`adapt`.
+    From the second step on the rule's parameters first take a step on the support loss, which
+    depends on them through
+    the update before: with D(r) = loss(theta_{j-1} - apply(r, g_{j-1}), support), r <- r -
+    rule_alpha grad D(r); then theta_{j+1} = theta_j - apply(r, g_j). One step is that of
+    :func:`adapt`.
 
     Args:
         loss: (params, batch) -> scalar.
@@ -78,7 +85,9 @@ def adapt_with_rule(
         slope = grad(loss)(params, support)
         if before is not None:
             start, gradients = before
-            own = grad(lambda r, start=start, g=gradients: loss(_moved(start, apply(r, g)), support))(rule)
+            own = grad(
+                lambda r, start=start, g=gradients: loss(_moved(start, apply(r, g)), support)
+            )(rule)
             rule = {name: value - rule_alpha * own[name] for name, value in rule.items()}
         before = (params, slope)
         params = _moved(params, apply(rule, slope))
@@ -87,7 +96,9 @@ def adapt_with_rule(
 
 def _count(steps: int, params: Params, support: Any) -> int:
     if not steps >= 0 or steps % 1:  # in plain Python, which torch.compile can follow
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps}; steps=0 means no adaptation")
+        raise ValueError(
+            f"steps must be a whole number of at least 0, got {steps}; steps=0 means no adaptation"
+        )
     check_devices(params, support)
     return int(steps)
 

@@ -9,7 +9,8 @@ Array = NDArray[np.float64]
 
 
 def real(name: str, value: ArrayLike, *, infinite: bool = False) -> Array:
-    """``value`` as a float64 array; ValueError unless every entry is a real number (or inf, if allowed)."""
+    """``value`` as a float64 array; ValueError unless every entry is a real number (or inf, if
+    allowed)."""
     remedy = "give a real number or an array of them"
     try:
         raw = np.asarray(value)
@@ -17,7 +18,9 @@ def real(name: str, value: ArrayLike, *, infinite: bool = False) -> Array:
             raise TypeError(f"{name} has dtype {raw.dtype}")
         array = np.asarray(raw, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numeric, real and rectangular, got {value!r}; {remedy}") from error
+        raise ValueError(
+            f"{name} must be numeric, real and rectangular, got {value!r}; {remedy}"
+        ) from error
     bad = np.isnan(array) if infinite else ~np.isfinite(array)
     require(~bad, name, "hold no NaN" if infinite else "be finite", array, remedy)
     return array
@@ -34,9 +37,8 @@ def require(ok: ArrayLike, name: str, must: str, value: Any, remedy: str) -> Non
     raise ValueError(f"{name} must {must}, got {value}; {remedy}")
 
 
-def at_least(
-    name: str, value: ArrayLike, least: float, remedy: str, *, infinite: bool = False, whole: bool = False
-) -> Array:
+def at_least(name: str, value: ArrayLike, least: float, remedy: str, *, infinite: bool = False,
+             whole: bool = False) -> Array:
     """``value`` as a float64 array with every entry ``>= least`` (and whole, if asked for)."""
     array = real(name, value, infinite=infinite)
     require(array >= least, name, f"be at least {least:g}", array, remedy)

@@ -14,9 +14,11 @@ VERDICTS = ("derived", "holds", "partly", "fails", "pending")
 
 @dataclass(frozen=True)
 class Finding:
-    """What settles a claim: the parts of its criterion, each with its outcome, and the number that decides.
+    """What settles a claim: the parts of its criterion, each with its outcome, and the number that
+    decides.
 
-    ``parts`` maps each part to "derived", "holds", "partly", "fails", or "pending" where nothing settles it yet.
+    ``parts`` maps each part to "derived", "holds", "partly", "fails", or "pending" where nothing
+    settles it yet.
     """
 
     parts: Mapping[str, str]
@@ -31,7 +33,8 @@ class Finding:
 
 
 def verdict_of(parts: Mapping[str, str]) -> str:
-    """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none: fails.
+    """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none:
+    fails.
 
     Pending, as long as a part is.
     """
@@ -44,14 +47,16 @@ def verdict_of(parts: Mapping[str, str]) -> str:
 
 
 def all_or_some(outcomes: Iterable[bool]) -> str:
-    """The outcome of a part that is asked of several cases: "holds" in all, "partly" in some, "fails" in none."""
+    """The outcome of a part that is asked of several cases: "holds" in all, "partly" in some,
+    "fails" in none."""
     found = list(outcomes)
     return "holds" if all(found) else "partly" if any(found) else "fails"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the ledger. ``value``, ``interval``, ``what`` and ``source`` are None where the claim is pending."""
+    """One line of the ledger. ``value``, ``interval``, ``what`` and ``source`` are None where the
+    claim is pending."""
 
     id: str
     statement: str
@@ -68,7 +73,8 @@ class Verdict:
 
     @property
     def numbers(self) -> tuple[str, str]:
-        """Value and interval as texts, to the digits that the interval allows; empty where pending."""
+        """Value and interval as texts, to the digits that the interval allows; empty where
+        pending."""
         if self.value is None or self.interval is None:
             return "", ""
         return Interval(self.value, *self.interval).texts
@@ -79,20 +85,27 @@ def listed() -> list[dict[str, Any]]:
     root = paths.checkout()
     path = root / "claims.yml" if root else None
     if path is None or not path.exists():
-        raise records.RecordError("claims.yml must be at hand, got an installed package; only a checkout has it")
+        raise records.RecordError(
+            "claims.yml must be at hand, got an installed package; only a checkout has it"
+        )
     import yaml  # only here: an experiment settles its claims without it
 
     entries = yaml.safe_load(path.read_text())
-    if not isinstance(entries, list) or not all({"id", "statement", "criterion"} <= set(entry) for entry in entries):
-        raise records.RecordError(f"{path} must list claims with id, statement and criterion; restore it")
+    if not isinstance(entries, list) or not all(
+        {"id", "statement", "criterion"} <= set(entry) for entry in entries
+    ):
+        raise records.RecordError(
+            f"{path} must list claims with id, statement and criterion; restore it"
+        )
     return entries
 
 
 def evaluate(profile: str = "full") -> list[Verdict]:
-    """The verdict on every claim of claims.yml from the records of ``profile``: "quick", "cpu" or "full".
+    """The verdict on every claim of claims.yml from the records of ``profile``: "quick", "cpu" or
+    "full".
 
-    For "cpu" an experiment that has no such profile gives its full record. A claim that nothing settles yet is pending,
-    and so is a part whose record is missing.
+    For "cpu" an experiment that has no such profile gives its full record. A claim that nothing
+    settles yet is pending, and so is a part whose record is missing.
 
     Raises:
         ValueError: an unknown profile.
@@ -104,8 +117,11 @@ def evaluate(profile: str = "full") -> list[Verdict]:
 
 
 def _settle(entry: dict[str, Any], profile: str) -> Verdict:
-    """The parts that each function of ``settled_by`` finds, together; the numbers are those of the first."""
-    told = {name: entry[name] for name in ("id", "statement", "criterion")} | {"chapter": entry.get("chapter")}
+    """The parts that each function of ``settled_by`` finds, together; the numbers are those of the
+    first."""
+    told = {name: entry[name] for name in ("id", "statement", "criterion")} | {
+        "chapter": entry.get("chapter")
+    }
     parts: dict[str, str] = {}
     findings: list[tuple[Finding, str, records.Record]] = []
     for name in entry.get("settled_by", ()):
@@ -124,8 +140,7 @@ def _settle(entry: dict[str, Any], profile: str) -> Verdict:
     if not findings:
         return Verdict(**told, verdict="pending")
     finding, _, record = findings[0]
-    return Verdict(
-        **told, verdict=verdict_of(parts), value=finding.value, interval=finding.interval, what=finding.what,
-        parts=parts, source=", ".join(source for _, source, _ in findings), device=record.provenance["device"],
-        date=record.provenance["started"][:10],
-    )  # fmt: skip
+    return Verdict(**told, verdict=verdict_of(parts), value=finding.value,
+                   interval=finding.interval, what=finding.what, parts=parts,
+                   source=", ".join(source for _, source, _ in findings),
+                   device=record.provenance["device"], date=record.provenance["started"][:10])

@@ -15,11 +15,13 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Run the companion's experiments. Example: companion run linear --profile full --workers 2",
+    help="Run the companion's experiments. Example: companion run linear --profile full "
+         "--workers 2",
 )
 
 
-@app.command("list", help="Every experiment, its profiles, and what is on record. Example: companion list")
+@app.command("list",
+             help="Every experiment, its profiles, and what is on record. Example: companion list")
 def show() -> None:
     """Print a table of the experiments."""
     table = Table("experiment", "profile", "points", "record", "purpose")
@@ -33,11 +35,13 @@ def show() -> None:
                 state = "none"
             except records.RecordError as error:
                 state = f"[red]not usable[/red]: {error}"
-            table.add_row(name, profile, str(len(experiment.points(config))), state, experiment.purpose)
+            table.add_row(name, profile, str(len(experiment.points(config))), state,
+                          experiment.purpose)
     Console().print(table)
 
 
-@app.command("verify", help="Check every record and recompute every verdict. Example: companion verify")
+@app.command("verify",
+             help="Check every record and recompute every verdict. Example: companion verify")
 def verify(
     profile: Annotated[str, typer.Option(help="whose verdicts: quick or full")] = "full",
 ) -> None:
@@ -53,31 +57,32 @@ def verify(
 
 
 @app.command(
-    "run", help="Run one experiment to a whole record. Example: companion run linear --profile full --workers 2"
+    "run",
+    help="Run one experiment to a whole record. Example: companion run linear --profile full "
+         "--workers 2",
 )
-def run(
-    name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
-    profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="local processes; by default the points run in this one")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="compute everything anew, replace the record")] = False,
-) -> None:
+def run(name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
+        profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
+        device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+        workers: Annotated[
+            int | None, typer.Option(help="local processes; by default the points run in this one")
+        ] = None,
+        scheduler: Annotated[str | None,
+                             typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
+        fresh: Annotated[
+            bool, typer.Option("--fresh", help="compute everything anew, replace the record")
+        ] = False) -> None:
     """Run, and say where the record is."""
     experiment = experiments.get(name)
-    experiments.run(
-        experiment,
-        profile,
-        device=device,
-        workers=workers,
-        scheduler=scheduler,
-        fresh=fresh,
-        progress=sys.stderr.isatty(),
-    )
+    experiments.run(experiment, profile, device=device, workers=workers, scheduler=scheduler,
+                    fresh=fresh, progress=sys.stderr.isatty())
     print(f"The record is at {records.folder(name, profile)}")
 
 
-@app.command("data", help="Fetch or find the images of a source and check them. Example: companion data omniglot")
+@app.command(
+    "data",
+    help="Fetch or find the images of a source and check them. Example: companion data omniglot",
+)
 def data(
     name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, fc100 or mini_imagenet")],
 ) -> None:
@@ -87,11 +92,14 @@ def data(
     source = downloads.locate(name, progress=sys.stderr.isatty())
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
     where = "drawn" if name == "glyphs" else f"under {paths.data()}"
-    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {where}")
+    print(
+        f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {where}"
+    )
 
 
 def main() -> None:
-    """Run the command line; one clear line for whatever goes wrong. Exit 2: the call was wrong; 1: the run was."""
+    """Run the command line; one clear line for whatever goes wrong. Exit 2: the call was wrong; 1:
+    the run was."""
     try:
         app()
     except records.RecordError as error:
@@ -102,4 +110,6 @@ def main() -> None:
     except experiments.Unfinished as error:
         sys.exit(f"companion: {error}")
     except BrokenExecutor:
-        sys.exit("companion: a worker process was lost; finished points are kept, run again to go on")
+        sys.exit(
+            "companion: a worker process was lost; finished points are kept, run again to go on"
+        )

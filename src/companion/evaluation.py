@@ -14,7 +14,8 @@ from companion.streams import stream
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error over ``count`` independent draws. Prints rounded by its error."""
+    """A mean with its standard error over ``count`` independent draws. Prints rounded by its
+    error."""
 
     value: float
     error: float
@@ -34,7 +35,8 @@ class Estimate:
 
     @property
     def decimals(self) -> int:
-        """Decimals that leave the standard error two digits: what a printed value can honestly show."""
+        """Decimals that leave the standard error two digits: what a printed value can honestly
+        show."""
         return 6 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
 
     @property
@@ -53,14 +55,18 @@ def estimate(samples: ArrayLike) -> Estimate:
         ValueError: fewer than two samples, or one that is not finite.
     """
     array = real("samples", samples)
-    require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more", array.shape, "draw more")
-    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))), len(array))
+    require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more",
+            array.shape, "draw more")
+    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))),
+                    len(array))
 
 
 def ratio(top: ArrayLike, bottom: ArrayLike) -> Estimate:
-    """mean(top) / mean(bottom) for paired samples [draw], its error to first order (the delta method)."""
+    """mean(top) / mean(bottom) for paired samples [draw], its error to first order (the delta
+    method)."""
     a, b = real("top", top), real("bottom", bottom)
-    require(a.shape == b.shape, "top.shape", f"be that of bottom, {b.shape}", a.shape, "pair the samples")
+    require(a.shape == b.shape, "top.shape", f"be that of bottom, {b.shape}", a.shape,
+            "pair the samples")
     value = float(a.mean() / b.mean())
     return Estimate(value, estimate((a - value * b) / b.mean()).error, len(a))
 
@@ -83,9 +89,8 @@ class Interval:
         return " ".join(self.texts)
 
 
-def bootstrap(
-    statistic: Callable[[Array], Array], samples: ArrayLike, *, purpose: str = "bootstrap", resamples: int = 2000
-) -> Interval:
+def bootstrap(statistic: Callable[[Array], Array], samples: ArrayLike, *,
+              purpose: str = "bootstrap", resamples: int = 2000) -> Interval:
     """The percentile bootstrap of a statistic over seeds.
 
     Args:
@@ -98,7 +103,8 @@ def bootstrap(
         ValueError: fewer than two seeds, or an entry that is not finite.
     """
     array = real("samples", samples)
-    require(array.ndim == 2 and len(array) > 1, "samples.shape", "be [seed, column], two or more", array.shape, "stack")
+    require(array.ndim == 2 and len(array) > 1, "samples.shape", "be [seed, column], two or more",
+            array.shape, "stack")
     picks = stream(0, purpose).integers(len(array), size=(resamples, len(array)))
     low, high = np.quantile(statistic(array[picks]), [0.025, 0.975])
     return Interval(float(statistic(array)), float(low), float(high))
@@ -108,12 +114,15 @@ def interval_columns(found: Mapping[str, Interval]) -> dict[str, float]:
     """Named intervals as columns: the value, and its ends as ``<name>_low`` and ``<name>_high``."""
     columns: dict[str, float] = {}
     for name, interval in found.items():
-        columns |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        columns |= {
+            name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high,
+        }
     return columns
 
 
 def log_log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:
-    """The slope of log y against log x by least squares, one fit per run: x [point], y [run, point], positive."""
+    """The slope of log y against log x by least squares, one fit per run: x [point], y [run,
+    point], positive."""
     log_x, log_y = np.log(real("x", x)), np.log(real("y", y))
     centred = log_x - log_x.mean()
     return estimate(log_y @ centred / (centred @ centred))

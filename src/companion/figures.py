@@ -1,7 +1,8 @@
 """The look of the figures: one style sheet, one palette, and the formula with sliders.
 
-Colours are Okabe and Ito's, which readers with any colour vision tell apart; lines differ in dash as well. A figure
-is 5 inches wide with 11-point text, so that on a telephone's 350 pixels its letters are still about 10 pixels high.
+Colours are Okabe and Ito's, which readers with any colour vision tell apart; lines differ in dash
+as well. A figure is 5 inches wide with 11-point text, so that on a telephone's 350 pixels its
+letters are still about 10 pixels high.
 """
 
 import html
@@ -26,48 +27,35 @@ EASY, HARD = "#009E73", "#CC79A7"
 INK, FAINT = "#333333", "#999999"
 MAP = "cividis"
 
-_STYLE = {
-    "figure.figsize": (5.0, 3.4),
-    "figure.dpi": 160,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "savefig.bbox": None,
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "legend.fontsize": 10,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "grid.color": "#e5e5e5",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "errorbar.capsize": 2.5,
-    "image.cmap": MAP,
-}
+_STYLE = {"figure.figsize": (5.0, 3.4), "figure.dpi": 160, "figure.facecolor": "white",
+          "figure.constrained_layout.use": True, "savefig.bbox": None, "font.size": 11,
+          "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 10, "xtick.labelsize": 10,
+          "ytick.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False,
+          "axes.edgecolor": INK, "axes.grid": True, "grid.color": "#e5e5e5", "grid.linewidth": 0.6,
+          "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8,
+          "lines.markersize": 5, "errorbar.capsize": 2.5, "image.cmap": MAP}
 
 
 def use_style() -> None:
-    """Set the book's style for every later figure of this process: PNG, the same bytes for the same data."""
+    """Set the book's style for every later figure of this process: PNG, the same bytes for the same
+    data."""
     for name, value in _STYLE.items():
         mpl.rcParams[name] = value  # type: ignore[index]
     set_matplotlib_formats("png", bbox_inches=None)
 
 
-def band(ax: Axes, x: ArrayLike, runs: ArrayLike, *, color: str, label: str, dash: str = "-") -> None:
+def band(
+    ax: Axes, x: ArrayLike, runs: ArrayLike, *, color: str, label: str, dash: str = "-"
+) -> None:
     """The median of ``runs`` [run, x] as a line, their 10th to 90th percentile as a band."""
     low, middle, high = np.percentile(np.asarray(runs), [10, 50, 90], axis=0)
     ax.plot(x, middle, dash, color=color, label=label)
     ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def ratio_map(ax: Axes, x: Array, y: Array, ratio: Array, label: str = "risk of NAL / risk of MAML") -> None:
+def ratio_map(
+    ax: Axes, x: Array, y: Array, ratio: Array, label: str = "risk of NAL / risk of MAML"
+) -> None:
     """A map of ``ratio`` [y, x] >= 1 on a logarithmic colour scale, with its bar."""
     image = ax.pcolormesh(x, y, ratio, norm=LogNorm(1, ratio.max()), rasterized=True)
     ax.grid(False)
@@ -78,14 +66,11 @@ def ratio_map(ax: Axes, x: Array, y: Array, ratio: Array, label: str = "risk of 
 
 
 def sliders(
-    expression: sp.Expr,
-    x: tuple[sp.Symbol, float, float, str],
-    knobs: Mapping[sp.Symbol, tuple[float, float, float, str]],
-    *,
-    ident: str,
-    label: str,
+    expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
+    knobs: Mapping[sp.Symbol, tuple[float, float, float, str]], *, ident: str, label: str,
 ) -> HTML:
-    """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs are moved.
+    """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs are
+    moved.
 
     Args:
         expression: a closed form in the symbol of ``x`` and in those of ``knobs``.
@@ -99,27 +84,35 @@ def sliders(
     """
     free = expression.free_symbols - {x[0], *knobs}
     if free:
-        raise ValueError(f"every symbol must be the axis or a knob, got {sorted(map(str, free))}; substitute them")
+        raise ValueError(
+            f"every symbol must be the axis or a knob, got {sorted(map(str, free))}; "
+            f"substitute them"
+        )
     try:
         code = sp.jscode(expression)
     except NotImplementedError as error:
-        raise ValueError(f"the expression must be plain arithmetic, got {expression}; rewrite it") from error
-    spec = {
-        "args": [symbol.name for symbol in (x[0], *knobs)],
-        "js": code,
-        "x": list(x[1:]),
-        "knobs": [list(knob) for knob in knobs.values()],
-        "label": label,
-    }
+        raise ValueError(
+            f"the expression must be plain arithmetic, got {expression}; rewrite it"
+        ) from error
+    spec = {"args": [symbol.name for symbol in (x[0], *knobs)], "js": code, "x": list(x[1:]),
+            "knobs": [list(knob) for knob in knobs.values()], "label": label}
     text = json.dumps(spec, sort_keys=True).replace("<", "\\u003c")
-    fallback = "This curve is drawn by the page's script; the rendered book shows it with its sliders."
+    fallback = (
+        "This curve is drawn by the page's script; the rendered book shows it with its sliders."
+    )
     return HTML(
-        f'<div class="book-sliders" id="{html.escape(ident)}"><script type="application/json">{text}</script>'
+        f'<div class="book-sliders" id="{html.escape(ident)}">'
+        f'<script type="application/json">{text}</script>'
         f"<noscript>{fallback}</noscript></div>"
     )
 
 
 def table(columns: Mapping[str, Sequence[object]]) -> HTML:
-    """A table of ready-made texts, one column a name; it scrolls in its own box on a narrow screen."""
-    frame = pd.DataFrame({name: [str(value) for value in values] for name, values in columns.items()})
-    return HTML(f'<div class="book-table" tabindex="0">{frame.to_html(index=False, border=0)}</div>')
+    """A table of ready-made texts, one column a name; it scrolls in its own box on a narrow
+    screen."""
+    frame = pd.DataFrame(
+        {name: [str(value) for value in values] for name, values in columns.items()}
+    )
+    return HTML(
+        f'<div class="book-table" tabindex="0">{frame.to_html(index=False, border=0)}</div>'
+    )

@@ -13,12 +13,17 @@ from companion.nets import Apply
 def pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """``batch`` as (x, y), with as many samples in each; ValueError otherwise."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        got = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+        got = (f"{type(batch).__name__} of {len(batch)}"
+               if hasattr(batch, "__len__")
+               else type(batch).__name__)
         raise ValueError(f"a batch must be a pair (x, y), got {got}; give inputs and labels")
     x, y = batch
-    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)) or x.shape[:1] != y.shape[:1]:
+    if (not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor))
+        or x.shape[:1] != y.shape[:1]):
         shapes = [tuple(getattr(side, "shape", ())) for side in (x, y)]
-        raise ValueError(f"x and y must be tensors with as many samples, got shapes {shapes}; samples come first")
+        raise ValueError(
+            f"x and y must be tensors with as many samples, got shapes {shapes}; samples come first"
+        )
     return x, y
 
 
@@ -32,15 +37,21 @@ def squared_error(apply: Apply) -> Loss:
     def loss(params: Params, batch: Any) -> torch.Tensor:
         x, y = pair(batch)
         outputs = apply(params, x)
-        if outputs.shape != y.shape:  # broadcasting [n] against [n, 1] would silently compare all pairs
-            raise ValueError(f"y must have the outputs' shape {tuple(outputs.shape)}, got {tuple(y.shape)}; reshape it")
+        if (
+            outputs.shape != y.shape
+        ):  # broadcasting [n] against [n, 1] would silently compare all pairs
+            raise ValueError(
+                f"y must have the outputs' shape {tuple(outputs.shape)}, got {tuple(y.shape)}; "
+                f"reshape it"
+            )
         return (outputs - y).square().sum() / (2 * len(y))
 
     return loss
 
 
 def cross_entropy(apply: Apply) -> Loss:
-    """Mean cross-entropy in nats of outputs [sample, class] against labels y [sample] of whole numbers.
+    """Mean cross-entropy in nats of outputs [sample, class] against labels y [sample] of whole
+    numbers.
 
     Raises (the loss does):
         ValueError: a batch that is no pair, or labels that are not whole.
@@ -49,19 +60,25 @@ def cross_entropy(apply: Apply) -> Loss:
     def loss(params: Params, batch: Any) -> torch.Tensor:
         x, y = pair(batch)
         if y.dtype.is_floating_point or y.ndim != 1:
-            raise ValueError(f"y must be class numbers [sample], got {y.dtype} {tuple(y.shape)}; use an integer dtype")
+            raise ValueError(
+                f"y must be class numbers [sample], got {y.dtype} {tuple(y.shape)}; use an "
+                f"integer dtype"
+            )
         return F.cross_entropy(apply(params, x), y)
 
     return loss
 
 
 def logistic(apply: Apply) -> Loss:
-    """Mean logistic loss in nats of outputs [sample], the logit of class 1, against labels y [sample] of 0 and 1.
+    """Mean logistic loss in nats of outputs [sample], the logit of class 1, against labels y
+    [sample] of 0 and 1.
 
-    log(1 + exp(-s f(x))), s = 2y - 1. The labels are floating numbers, so that they may also be probabilities.
+    log(1 + exp(-s f(x))), s = 2y - 1. The labels are floating numbers, so that they may also be
+    probabilities.
 
     Raises (the loss does):
-        ValueError: a batch that is no pair, labels that are whole numbers, or of another shape than the outputs.
+        ValueError: a batch that is no pair, labels that are whole numbers, or of another shape than
+            the outputs.
     """
 
     def loss(params: Params, batch: Any) -> torch.Tensor:
@@ -69,7 +86,10 @@ def logistic(apply: Apply) -> Loss:
         outputs = apply(params, x)
         if outputs.shape != y.shape or not y.dtype.is_floating_point:
             want, got = tuple(outputs.shape), f"{y.dtype} {tuple(y.shape)}"
-            raise ValueError(f"y must be floating and have the outputs' shape {want}, got {got}; use .to(x.dtype)")
+            raise ValueError(
+                f"y must be floating and have the outputs' shape {want}, got {got}; use "
+                f".to(x.dtype)"
+            )
         return F.binary_cross_entropy_with_logits(outputs, y)
 
     return loss

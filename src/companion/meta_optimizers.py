@@ -1,9 +1,11 @@
-"""Update rules of the inner loop: a rule maps gradients (a dict like the parameters) to updates to subtract.
+"""Update rules of the inner loop: a rule maps gradients (a dict like the parameters) to updates to
+subtract.
 
-A meta-optimizer is a rule with parameters of its own, trained by the outer loop together with the initialisation. Like
-a network it is a pair of pure functions, ``init(params)`` and ``apply(rule, gradients)``. Each one here is
-alpha * T(gradients), T the identity at the start: there it gives exactly the update of :func:`sgd`. Fix the first
-argument of ``apply``, ``functools.partial(rule.apply, rule_params)``, and it is an ``update`` for
+A meta-optimizer is a rule with parameters of its own, trained by the outer loop together with the
+initialisation. Like a network it is a pair of pure functions, ``init(params)`` and ``apply(rule,
+gradients)``. Each one here is alpha * T(gradients), T the identity at the start: there it gives
+exactly the update of :func:`sgd`. Fix the first argument of ``apply``,
+``functools.partial(rule.apply, rule_params)``, and it is an ``update`` for
 :func:`companion.objectives.maml`; :func:`companion.objectives.learned` trains it.
 """
 
@@ -19,7 +21,8 @@ Alpha = float | torch.Tensor
 
 
 class Rule(NamedTuple):
-    """A meta-optimizer: ``init(params)`` makes its parameters for a model, ``apply(rule, gradients)`` the updates."""
+    """A meta-optimizer: ``init(params)`` makes its parameters for a model, ``apply(rule,
+    gradients)`` the updates."""
 
     init: Callable[[Params], Params]
     apply: Callable[[Params, Params], Params]
@@ -27,13 +30,16 @@ class Rule(NamedTuple):
 
 def _check(alpha: Alpha) -> None:
     if not isinstance(alpha, torch.Tensor) and not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive and finite, got {alpha}; steps=0 switches adaptation off")
+        raise ValueError(
+            f"alpha must be positive and finite, got {alpha}; steps=0 switches adaptation off"
+        )
 
 
 def sgd(alpha: Alpha) -> Update:
     """Plain gradient descent: update = alpha * gradient.
 
-    ``alpha`` is a positive number, or a tensor (which may be learned or vmapped and is not range-checked).
+    ``alpha`` is a positive number, or a tensor (which may be learned or vmapped and is not
+    range-checked).
 
     Raises:
         ValueError: a number that is not positive and finite.
@@ -52,12 +58,16 @@ def _own(rule: Params, key: str, shape: Sequence[int]) -> torch.Tensor:
     """The part ``key`` of a rule; ValueError where the rule was made for another model."""
     got = tuple(rule[key].shape) if key in rule else "none"
     if got != tuple(shape):
-        raise ValueError(f"{key} of the rule must have shape {tuple(shape)}, got {got}; make it by init of this model")
+        raise ValueError(
+            f"{key} of the rule must have shape {tuple(shape)}, got {got}; make it by init of "
+            f"this model"
+        )
     return rule[key]
 
 
 def learned_rate(alpha: Alpha) -> Rule:
-    """One learned rate for the whole model: update = alpha * scale * G, ``scale`` [] starting at 1."""
+    """One learned rate for the whole model: update = alpha * scale * G, ``scale`` [] starting at
+    1."""
     _check(alpha)
 
     def apply(rule: Params, gradients: Params) -> Params:
@@ -68,24 +78,26 @@ def learned_rate(alpha: Alpha) -> Rule:
 
 
 def meta_sgd(alpha: Alpha) -> Rule:
-    """A learned rate for every parameter: update = alpha * scale * G, ``<name>.scale`` like G and starting at 1.
+    """A learned rate for every parameter: update = alpha * scale * G, ``<name>.scale`` like G and
+    starting at 1.
 
     Source: Li et al. (2017).
     """
     _check(alpha)
     return Rule(
         lambda params: {f"{name}.scale": torch.ones_like(value) for name, value in params.items()},
-        lambda rule, gradients: {
-            name: alpha * (_own(rule, f"{name}.scale", g.shape) * g) for name, g in gradients.items()
-        },
+        lambda rule, gradients: {name: alpha * (_own(rule, f"{name}.scale", g.shape) * g)
+                                 for name, g in gradients.items()},
     )
 
 
 def _modes(name: str, value: torch.Tensor) -> list[int]:
-    """The sizes of the modes of a tensor: outputs, inputs and, for a convolution, the kernel. A vector has one."""
+    """The sizes of the modes of a tensor: outputs, inputs and, for a convolution, the kernel. A
+    vector has one."""
     if value.ndim not in (1, 2, 4):
         raise ValueError(
-            f"{name} must be a vector, a matrix or a convolution [out, in, height, width], got shape "
+            f"{name} must be a vector, a matrix or a convolution [out, in, height, width], got "
+            f"shape "
             f"{tuple(value.shape)}; adapt it by a rule for any shape, or reshape it"
         )
     return [*value.shape[:2], *([value.shape[2] * value.shape[3]] if value.ndim == 4 else [])]
@@ -96,19 +108,19 @@ def _eye(size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def meta_curvature(alpha: Alpha) -> Rule:
-    """A matrix for every mode of every parameter: update = alpha * G x_1 M_1 x_2 M_2 x_3 M_3, identities at first.
+    """A matrix for every mode of every parameter: update = alpha * G x_1 M_1 x_2 M_2 x_3 M_3,
+    identities at first.
 
-    ``<name>.M1`` acts on the outputs, ``.M2`` on the inputs, ``.M3`` on the positions of the kernel; a vector has M1
-    alone. Raises ValueError (both functions do) for a shape of another kind. Source: Park and Oliva (2019).
+    ``<name>.M1`` acts on the outputs, ``.M2`` on the inputs, ``.M3`` on the positions of the
+    kernel; a vector has M1 alone. Raises ValueError (both functions do) for a shape of another
+    kind. Source: Park and Oliva (2019).
     """
     _check(alpha)
 
     def init(params: Params) -> Params:
-        return {
-            f"{name}.M{i}": _eye(size, value)
-            for name, value in params.items()
-            for i, size in enumerate(_modes(name, value), 1)
-        }
+        return {f"{name}.M{i}": _eye(size, value)
+                for name, value in params.items()
+                for i, size in enumerate(_modes(name, value), 1)}
 
     def apply(rule: Params, gradients: Params) -> Params:
         updates = {}
@@ -124,7 +136,8 @@ def meta_curvature(alpha: Alpha) -> Rule:
 
 
 def as_matrix(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A gradient as KFO sees it, [..., n, m]: dense (out, in); vector (n, 1); convolution [out, in-channels, kernel].
+    """A gradient as KFO sees it, [..., n, m]: dense (out, in); vector (n, 1); convolution [out,
+    in-channels, kernel].
 
     Raises:
         ValueError: a shape of another kind.
@@ -134,7 +147,8 @@ def as_matrix(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def _identities(params: Params, layers: Sequence[str]) -> Params:
-    """For every parameter and layer a left factor [n, n] and a right one [m, m], both identities."""
+    """For every parameter and layer a left factor [n, n] and a right one [m, m], both
+    identities."""
     made: Params = {}
     for name, value in params.items():
         n, m = as_matrix(name, value).shape[-2:]
@@ -143,40 +157,49 @@ def _identities(params: Params, layers: Sequence[str]) -> Params:
     return made
 
 
-def _sandwich(rule: Params, name: str, matrix: torch.Tensor, layer: str = "", *, psd: bool = False) -> torch.Tensor:
+def _sandwich(
+    rule: Params, name: str, matrix: torch.Tensor, layer: str = "", *, psd: bool = False
+) -> torch.Tensor:
     n, m = matrix.shape[-2:]
     left, right = _own(rule, f"{name}.L{layer}", (n, n)), _own(rule, f"{name}.R{layer}", (m, m))
     return left.mT @ (left @ matrix @ right.mT) @ right if psd else left @ matrix @ right
 
 
 def kfo(alpha: Alpha, *, psd: bool = False) -> Rule:
-    """The linear Kronecker-factored meta-optimizer: update = alpha * L G R, ``<name>.L``, ``.R`` identities at first.
+    """The linear Kronecker-factored meta-optimizer: update = alpha * L G R, ``<name>.L``, ``.R``
+    identities at first.
 
-    On vec(G), its rows stacked, L G R is (L kron R.T) vec(G). With ``psd`` it is L.T L G R.T R, whose Kronecker matrix
-    is symmetric and positive semidefinite: never an ascent. The shapes are those of :func:`as_matrix`; the filters of
-    a convolution share their factors. Raises ValueError (both functions do) for a shape of another kind.
+    On vec(G), its rows stacked, L G R is (L kron R.T) vec(G). With ``psd`` it is L.T L G R.T R,
+    whose Kronecker matrix
+    is symmetric and positive semidefinite: never an ascent. The shapes are those of
+    :func:`as_matrix`; the filters of a convolution share their factors. Raises ValueError (both
+    functions do) for a shape of another kind.
     Source: paper D's released code.
     """
     _check(alpha)
 
     def apply(rule: Params, gradients: Params) -> Params:
-        moved = {name: _sandwich(rule, name, as_matrix(name, g), psd=psd) for name, g in gradients.items()}
+        moved = {name: _sandwich(rule, name, as_matrix(name, g), psd=psd)
+                 for name, g in gradients.items()}
         return {name: alpha * moved[name].reshape(g.shape) for name, g in gradients.items()}
 
     return Rule(lambda params: _identities(params, [""]), apply)
 
 
 def nonlinear_kfo(alpha: Alpha) -> Rule:
-    """KFO with two hidden layers: update = alpha * [G + K3(relu(K2(relu(K1(G)))))], K_i(G) = L_i G R_i.
+    """KFO with two hidden layers: update = alpha * [G + K3(relu(K2(relu(K1(G)))))], K_i(G) = L_i G
+    R_i.
 
-    ``<name>.L1``, ``.R1``, ... are identities at first, but L3, which is 0. Shapes and errors as for :func:`kfo`.
+    ``<name>.L1``, ``.R1``, ... are identities at first, but L3, which is 0. Shapes and errors as
+    for :func:`kfo`.
     Source: paper D names a nonlinear meta-optimizer; this form is the companion's.
     """
     _check(alpha)
 
     def init(params: Params) -> Params:
         made = _identities(params, "123")
-        return {key: torch.zeros_like(value) if key.endswith(".L3") else value for key, value in made.items()}
+        return {key: torch.zeros_like(value) if key.endswith(".L3") else value
+                for key, value in made.items()}
 
     def apply(rule: Params, gradients: Params) -> Params:
         updates = {}
@@ -190,12 +213,7 @@ def nonlinear_kfo(alpha: Alpha) -> Rule:
     return Rule(init, apply)
 
 
-RULES: dict[str, Callable[[Alpha], Rule]] = {
-    "SGD": fixed_rate,
-    "learned rate": learned_rate,
-    "Meta-SGD": meta_sgd,
-    "Meta-Curvature": meta_curvature,
-    "KFO": kfo,
-    "KFO, psd": partial(kfo, psd=True),
-    "KFO, nonlinear": nonlinear_kfo,
-}
+RULES: dict[str, Callable[[Alpha], Rule]] = {"SGD": fixed_rate, "learned rate": learned_rate,
+                                             "Meta-SGD": meta_sgd, "Meta-Curvature": meta_curvature,
+                                             "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
+                                             "KFO, nonlinear": nonlinear_kfo}

@@ -1,7 +1,8 @@
-"""Networks as pairs of pure functions: ``init(generator)`` gives a dict of tensors, ``apply(params, x)`` the outputs.
+"""Networks as pairs of pure functions: ``init(generator)`` gives a dict of tensors, ``apply(params,
+x)`` the outputs.
 
-``apply`` takes the samples of one task, [sample, ...]; batch it from outside with ``torch.func.vmap``. A network with
-one output returns [sample], one with several [sample, output].
+``apply`` takes the samples of one task, [sample, ...]; batch it from outside with
+``torch.func.vmap``. A network with one output returns [sample], one with several [sample, output].
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +18,15 @@ from companion.meta_optimizers import Params
 
 Apply = Callable[[Params, torch.Tensor], torch.Tensor]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "identity": lambda u: u,
-    "erf": lambda u: torch.erf(u / sqrt(2)),
-    "relu": torch.relu,
-    "softplus": F.softplus,
-    "tanh": torch.tanh,
+    "identity": lambda u: u, "erf": lambda u: torch.erf(u / sqrt(2)), "relu": torch.relu,
+    "softplus": F.softplus, "tanh": torch.tanh,
 }
 _NORM_SLACK = 1e-5  # added to the variance in batch normalisation
 
 
 class Net(NamedTuple):
-    """A network: ``init(generator, dtype=torch.float32)`` draws parameters where the generator is; ``apply`` maps x."""
+    """A network: ``init(generator, dtype=torch.float32)`` draws parameters where the generator is;
+    ``apply`` maps x."""
 
     init: Callable[..., Params]
     apply: Apply
@@ -45,15 +44,18 @@ def _sizes(name: str, sizes: Sequence[int]) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def _normal(generator: torch.Generator, shape: Sequence[int], std: float, dtype: torch.dtype) -> torch.Tensor:
+def _normal(
+    generator: torch.Generator, shape: Sequence[int], std: float, dtype: torch.dtype
+) -> torch.Tensor:
     return std * torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
 
 
 def two_layer(dim: int, hidden: int, activation_name: str = "relu") -> Net:
-    """f(W; x) = sum_j s(<w_j, x>), the second layer fixed at ones: params {"weight": [hidden, dim]}, x [sample, dim].
+    """f(W; x) = sum_j s(<w_j, x>), the second layer fixed at ones: params {"weight": [hidden,
+    dim]}, x [sample, dim].
 
-    The rows start as N(0, I / dim), of length about one. Source: paper L's abstract names two-layer networks; the
-    form is this companion's choice.
+    The rows start as N(0, I / dim), of length about one. Source: paper L's abstract names two-layer
+    networks; the form is this companion's choice.
     """
     shape, act = _sizes("hidden, dim", (hidden, dim)), activation(activation_name)
 
@@ -63,29 +65,36 @@ def two_layer(dim: int, hidden: int, activation_name: str = "relu") -> Net:
     return Net(init, lambda params, x: act(x @ params["weight"].mT).sum(-1))
 
 
-def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = True, linear_layers: int = 0) -> Net:
+def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = True,
+        linear_layers: int = 0) -> Net:
     """A multilayer perceptron of the given ``widths``, from the inputs to the outputs.
 
-    Params {"0.weight": [widths[1], widths[0]], "0.bias": [widths[1]], "1.weight": ...}; no activation after the last
-    layer, nor after the ``linear_layers`` before it. So these add depth and, unless they are narrower than the
-    outputs, leave the functions that the network can compute as they are (paper D); :func:`collapsed` multiplies them
-    out. Weights start as N(0, g / fan-in), g = 2 before a ReLU and 1 otherwise; biases at 0.
+    Params {"0.weight": [widths[1], widths[0]], "0.bias": [widths[1]], "1.weight": ...}; no
+    activation after the last layer, nor after the ``linear_layers`` before it. So these add depth
+    and, unless they are narrower than the outputs, leave the functions that the network can compute
+    as they are (paper D); :func:`collapsed` multiplies them out. Weights start as N(0, g / fan-in),
+    g = 2 before a ReLU and 1 otherwise; biases at 0.
 
     Raises:
-        ValueError: fewer than two widths, one below 1, more linear layers than there are, or an unknown activation.
+        ValueError: fewer than two widths, one below 1, more linear layers than there are, or an
+            unknown activation.
     """
     sizes, act = _sizes("widths", widths), activation(activation_name)
-    require(len(sizes) >= 2, "widths", "name inputs and outputs, two or more", sizes, "a linear map is (d, 1)")
+    require(len(sizes) >= 2, "widths", "name inputs and outputs, two or more", sizes,
+            "a linear map is (d, 1)")
     at_least("linear_layers", linear_layers, 0, "0 is a plain network", whole=True)
     top = len(sizes) - 2
-    require(linear_layers <= top, "linear_layers", f"be at most {top} for these widths", linear_layers, "name more")
+    require(linear_layers <= top, "linear_layers", f"be at most {top} for these widths",
+            linear_layers, "name more")
     last = top - int(linear_layers)  # the first layer without an activation
 
     def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         params = {}
         for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             gain = 2.0 if activation_name == "relu" and i < last else 1.0
-            params[f"{i}.weight"] = _normal(generator, (fan_out, fan_in), sqrt(gain / fan_in), dtype)
+            params[f"{i}.weight"] = _normal(
+                generator, (fan_out, fan_in), sqrt(gain / fan_in), dtype
+            )
             if bias:
                 params[f"{i}.bias"] = torch.zeros(fan_out, device=generator.device, dtype=dtype)
         return params
@@ -102,16 +111,19 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
 
 
 def collapsed(params: Params, linear_layers: int) -> Params:
-    """The parameters of an :func:`mlp` with its last ``linear_layers`` + 1 layers multiplied out into one.
+    """The parameters of an :func:`mlp` with its last ``linear_layers`` + 1 layers multiplied out
+    into one.
 
-    The plain network with these computes the same function, and has one layer to adapt where there were several.
+    The plain network with these computes the same function, and has one layer to adapt where there
+    were several.
 
     Raises:
         ValueError: fewer than 0, or more linear layers than there are.
     """
     count = sum(name.endswith(".weight") for name in params)
     at_least("linear_layers", linear_layers, 0, "0 collapses nothing", whole=True)
-    require(linear_layers < count, "linear_layers", f"be below the {count} layers", linear_layers, "see the widths")
+    require(linear_layers < count, "linear_layers", f"be below the {count} layers", linear_layers,
+            "see the widths")
     first = count - 1 - int(linear_layers)
     kept = {name: value for name, value in params.items() if int(name.split(".")[0]) < first}
     return kept | _multiplied(params, [str(i) for i in range(first, count)], str(first))
@@ -129,7 +141,8 @@ def _multiplied(params: Params, layers: Sequence[str], name: str) -> Params:
 
 
 def deep_linear(widths: Sequence[int]) -> Net:
-    """A product of matrices, y = x W_1^T ... W_L^T: an :func:`mlp` without biases or activations."""
+    """A product of matrices, y = x W_1^T ... W_L^T: an :func:`mlp` without biases or
+    activations."""
     return mlp(widths, "identity", bias=False)
 
 
@@ -138,22 +151,16 @@ def linear(dim: int, outputs: int = 1) -> Net:
     return deep_linear((dim, outputs))
 
 
-def cnn(
-    image: tuple[int, int, int],
-    filters: int,
-    blocks: int,
-    ways: int,
-    *,
-    pool: bool = True,
-    linear_layers: int = 0,
-    width: int = 64,
-) -> Net:
-    """Blocks of 3x3 convolution, batch normalisation with the batch's own statistics and ReLU; then a linear layer.
+def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, pool: bool = True,
+        linear_layers: int = 0, width: int = 64) -> Net:
+    """Blocks of 3x3 convolution, batch normalisation with the batch's own statistics and ReLU; then
+    a linear layer.
 
-    ``image`` is (channels, height, width), x [sample, channels, height, width]. With ``pool`` every block ends in a
-    2x2 max-pooling and the features are flattened; without it they are averaged over the image. Params
-    {"0.conv", "0.scale", "0.shift", ..., "head.weight": [ways, features], "head.bias"}. Convolutions start as He
-    normal, linear layers as N(0, 1 / fan-in). Source: the few-shot literature's usual body.
+    ``image`` is (channels, height, width), x [sample, channels, height, width]. With ``pool`` every
+    block ends in a 2x2 max-pooling and the features are flattened; without it they are averaged
+    over the image. Params {"0.conv", "0.scale", "0.shift", ..., "head.weight": [ways, features],
+    "head.bias"}. Convolutions start as He normal, linear layers as N(0, 1 / fan-in). Source: the
+    few-shot literature's usual body.
 
     Args:
         image: (channels, height, width).
@@ -161,20 +168,21 @@ def cnn(
         blocks: how many.
         ways: outputs.
         pool: whether blocks pool.
-        linear_layers: layers added between the features and the head, "linear.0.weight" and so on, with no activation
-            (paper D); :func:`collapsed_head` multiplies them out.
-        width: of the added layers. At least as many as ``ways`` leave the functions of the network as they are.
+        linear_layers: layers added between the features and the head, "linear.0.weight" and so on,
+            with no activation (paper D); :func:`collapsed_head` multiplies them out.
+        width: of the added layers. At least as many as ``ways`` leave the functions of the network
+            as they are.
 
     Raises:
         ValueError: a size below 1, or an image that the poolings reduce to nothing.
     """
     channels, height, across = _sizes("image", image)
-    filters, blocks, ways, width = _sizes("filters, blocks, ways, width", (filters, blocks, ways, width))
+    filters, blocks, ways, width = _sizes("filters, blocks, ways, width",
+                                          (filters, blocks, ways, width))
     at_least("linear_layers", linear_layers, 0, "0 is a plain network", whole=True)
     side = (height >> blocks) * (across >> blocks) if pool else 1
-    require(
-        side >= 1, "image", f"be at least {2**blocks} wide and high for {blocks} poolings", image, "take fewer blocks"
-    )
+    require(side >= 1, "image", f"be at least {2**blocks} wide and high for {blocks} poolings",
+            image, "take fewer blocks")
     sizes = [filters * side, *[width] * int(linear_layers), ways]
     top = [*(f"linear.{i}" for i in range(int(linear_layers))), "head"]
 
@@ -194,8 +202,11 @@ def cnn(
     def apply(params: Params, x: torch.Tensor) -> torch.Tensor:
         for i in range(blocks):
             x = F.conv2d(x, params[f"{i}.conv"], padding=1)
-            x = F.batch_norm(x, None, None, params[f"{i}.scale"], params[f"{i}.shift"], training=True, eps=_NORM_SLACK)
-            x = torch.relu(F.max_pool2d(x, 2) if pool else x)  # pooled first: the same, on a quarter of the values
+            x = F.batch_norm(x, None, None, params[f"{i}.scale"], params[f"{i}.shift"],
+                             training=True, eps=_NORM_SLACK)
+            x = torch.relu(
+                F.max_pool2d(x, 2) if pool else x
+            )  # pooled first: the same, on a quarter of the values
         x = x.flatten(1) if pool else x.mean((-2, -1))
         for name in top:
             x = x @ params[f"{name}.weight"].mT + params[f"{name}.bias"]
@@ -205,22 +216,27 @@ def cnn(
 
 
 def head_names(params: Params) -> tuple[str, ...]:
-    """The names of the linear layers of a :func:`cnn`, the added ones and the head: what ANIL adapts."""
+    """The names of the linear layers of a :func:`cnn`, the added ones and the head: what ANIL
+    adapts."""
     return tuple(name for name in params if name.split(".")[0] in ("linear", "head"))
 
 
 def collapsed_head(params: Params) -> Params:
-    """The parameters of a :func:`cnn` with its added linear layers and its head multiplied out into one head.
+    """The parameters of a :func:`cnn` with its added linear layers and its head multiplied out into
+    one head.
 
     The plain network with these computes the same function.
     """
-    layers = [name.removesuffix(".weight") for name in head_names(params) if name.endswith(".weight")]
+    layers = [
+        name.removesuffix(".weight") for name in head_names(params) if name.endswith(".weight")
+    ]
     kept = {name: value for name, value in params.items() if name not in head_names(params)}
     return kept | _multiplied(params, layers, "head")
 
 
 def fresh_head(params: Params, ways: int) -> Params:
-    """The parameters of a plain :func:`cnn` with a head of zeros for ``ways`` classes in place of its own."""
+    """The parameters of a plain :func:`cnn` with a head of zeros for ``ways`` classes in place of
+    its own."""
     at_least("ways", ways, 1, "a head has one output at least", whole=True)
     old = params["head.weight"]
     weight = old.new_zeros(*old.shape[:-2], int(ways), old.shape[-1])

@@ -17,13 +17,17 @@ Objective = Callable[[Params, Task], torch.Tensor]
 def _sides(task: Any) -> Task:
     """``task`` if it has the two sides of a task; ValueError otherwise."""
     if not (hasattr(task, "support") and hasattr(task, "query")):
-        raise ValueError(f"a task must have support and query, got {type(task).__name__}; use companion.tasks.Task")
+        raise ValueError(
+            f"a task must have support and query, got {type(task).__name__}; use "
+            f"companion.tasks.Task"
+        )
     found: Task = task
     return found
 
 
 def nal(loss: Loss) -> Objective:
-    """Plain training, no adaptation in the loop (NAL): the loss of support and query samples together.
+    """Plain training, no adaptation in the loop (NAL): the loss of support and query samples
+    together.
 
     Both sides must be the same structure of tensors with samples first; ``loss`` takes their mean.
 
@@ -34,7 +38,10 @@ def nal(loss: Loss) -> Objective:
     def stacked(support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         if support.ndim == 0 or support.shape[1:] != query.shape[1:]:
             shapes = f"{tuple(support.shape)} and {tuple(query.shape)}"
-            raise ValueError(f"support and query must agree but for the number of samples, got {shapes}; samples first")
+            raise ValueError(
+                f"support and query must agree but for the number of samples, got {shapes}; "
+                f"samples first"
+            )
         return torch.cat([support, query])
 
     def objective(params: Params, task: Task) -> torch.Tensor:
@@ -49,7 +56,9 @@ def _adaptive(loss: Loss, steps: int, update: Update, first_order: bool) -> Obje
     def objective(params: Params, task: Task) -> torch.Tensor:
         support, query = _sides(task)
         check_devices(params, query)
-        return loss(adapt(loss, params, support, steps=steps, update=update, first_order=first_order), query)
+        return loss(
+            adapt(loss, params, support, steps=steps, update=update, first_order=first_order), query
+        )
 
     return objective
 
@@ -57,15 +66,18 @@ def _adaptive(loss: Loss, steps: int, update: Update, first_order: bool) -> Obje
 def maml(loss: Loss, *, steps: int, update: Update) -> Objective:
     """MAML: the query loss after ``steps`` inner steps on the support, with second-order terms.
 
-    F(theta) = loss(theta_k, query), theta_{j+1} = theta_j - update(grad loss(theta_j, support)). Source: paper L.
+    F(theta) = loss(theta_k, query), theta_{j+1} = theta_j - update(grad loss(theta_j, support)).
+    Source: paper L.
     """
     return _adaptive(loss, steps, update, first_order=False)
 
 
 def first_order_maml(loss: Loss, *, steps: int, update: Update) -> Objective:
-    """First-order MAML: the value of :func:`maml`; its gradient takes the inner gradients as constants.
+    """First-order MAML: the value of :func:`maml`; its gradient takes the inner gradients as
+    constants.
 
-    With plain SGD the meta-gradient is the query gradient at the adapted parameters. A learned rate in ``update``
+    With plain SGD the meta-gradient is the query gradient at the adapted parameters. A learned rate
+    in ``update``
     keeps its derivative. Source: Finn et al. (2017).
     """
     return _adaptive(loss, steps, update, first_order=True)
@@ -83,7 +95,9 @@ def anil(loss: Loss, *, steps: int, update: Update, adapted: Iterable[str]) -> O
 
     def objective(params: Params, task: Task) -> torch.Tensor:
         fixed, inner = split(params)
-        return maml(lambda own, batch: loss(fixed | own, batch), steps=steps, update=update)(inner, task)
+        return maml(lambda own, batch: loss(fixed | own, batch), steps=steps, update=update)(
+            inner, task
+        )
 
     return objective
 
@@ -94,7 +108,10 @@ def _splitter(adapted: Iterable[str]) -> Callable[[Params], tuple[Params, Params
     def split(params: Params) -> tuple[Params, Params]:
         unknown = sorted(names - params.keys())
         if unknown or not names:
-            raise ValueError(f"adapted must name some of {', '.join(params)}, got {unknown or 'none'}; see net.init")
+            raise ValueError(
+                f"adapted must name some of {', '.join(params)}, got {unknown or 'none'}; see "
+                f"net.init"
+            )
         fixed = {name: value for name, value in params.items() if name not in names}
         return fixed, {name: value for name, value in params.items() if name in names}
 
@@ -105,40 +122,44 @@ _MARK = "rule/"  # before the names of a meta-optimizer's parameters
 
 
 def joined(params: Params, rule: Params) -> Params:
-    """A model's parameters and its meta-optimizer's in one dict, for the outer loop; the latter as ``rule/<name>``."""
+    """A model's parameters and its meta-optimizer's in one dict, for the outer loop; the latter as
+    ``rule/<name>``."""
     return params | {f"{_MARK}{name}": value for name, value in rule.items()}
 
 
 def parted(both: Params) -> tuple[Params, Params]:
     """The model's parameters and the meta-optimizer's, out of :func:`joined`."""
-    rule = {name.removeprefix(_MARK): value for name, value in both.items() if name.startswith(_MARK)}
+    rule = {name.removeprefix(_MARK): value
+            for name, value in both.items() if name.startswith(_MARK)}
     return {name: value for name, value in both.items() if not name.startswith(_MARK)}, rule
 
 
 def counted(both: Params) -> dict[str, int]:
-    """How many numbers a run of a fleet has, [run, ...] out of :func:`joined`: ``parameters`` of the model, and
-    ``own_parameters`` of its meta-optimizer."""
+    """How many numbers a run of a fleet has, [run, ...] out of :func:`joined`: ``parameters`` of
+    the model, and ``own_parameters`` of its meta-optimizer."""
     model, rule = (sum(value[0].numel() for value in part.values()) for part in parted(both))
     return {"parameters": model, "own_parameters": rule}
 
 
-def adapted_by_rule(
-    loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None
-) -> Params:
-    """The model's parameters after ``steps`` inner steps with its meta-optimizer, from those of :func:`joined`.
+def adapted_by_rule(loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule,
+                    rule_alpha: Alpha | None = None) -> Params:
+    """The model's parameters after ``steps`` inner steps with its meta-optimizer, from those of
+    :func:`joined`.
 
-    With ``rule_alpha`` the meta-optimizer adapts too, as in :func:`companion.adaptation.adapt_with_rule`.
+    With ``rule_alpha`` the meta-optimizer adapts too, as in
+    :func:`companion.adaptation.adapt_with_rule`.
     """
     params, own = parted(both)
     if rule_alpha is None:
         return adapt(loss, params, support, steps=steps, update=partial(rule.apply, own))
-    return adapt_with_rule(loss, params, own, support, steps=steps, apply=rule.apply, rule_alpha=rule_alpha)[0]
+    return adapt_with_rule(loss, params, own, support, steps=steps, apply=rule.apply,
+                           rule_alpha=rule_alpha)[0]
 
 
-def learned(
-    loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None, adapted: Iterable[str] | None = None
-) -> Objective:
-    """MAML with a meta-optimizer trained together with the initialisation: objective(both, task) -> scalar.
+def learned(loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None,
+            adapted: Iterable[str] | None = None) -> Objective:
+    """MAML with a meta-optimizer trained together with the initialisation: objective(both, task) ->
+    scalar.
 
     ``both`` is :func:`joined`, of the model's parameters and of ``rule.init`` of those that adapt.
 
@@ -146,7 +167,8 @@ def learned(
         loss: (params, batch) -> scalar.
         steps: inner steps, >= 0.
         rule: the meta-optimizer.
-        rule_alpha: step of the meta-optimizer's own adaptation within the task; None leaves it as it is.
+        rule_alpha: step of the meta-optimizer's own adaptation within the task; None leaves it as
+            it is.
         adapted: names of the entries that adapt, as in :func:`anil`; all by default.
 
     Raises (the objective does):
@@ -165,7 +187,8 @@ def learned(
         def part(some: Params, batch: Any) -> torch.Tensor:
             return loss(fixed | some, batch)
 
-        moved = adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule, rule_alpha=rule_alpha)
+        moved = adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
+                                rule_alpha=rule_alpha)
         return part(moved, query)
 
     return objective

@@ -1,7 +1,8 @@
-"""Records: a table and what made it. And the journal, in which a run keeps its points until the record is whole.
+"""Records: a table and what made it. And the journal, in which a run keeps its points until the
+record is whole.
 
-A record is a folder with ``table.csv`` (tidy, one row a measurement) and ``provenance.json``, which holds the hash of
-the table. Nothing is read back that does not match its hash.
+A record is a folder with ``table.csv`` (tidy, one row a measurement) and ``provenance.json``, which
+holds the hash of the table. Nothing is read back that does not match its hash.
 """
 
 import errno
@@ -54,7 +55,8 @@ def naming(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RecordError(
-            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or set COMPANION_RESULTS to "
+            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or "
+            f"set COMPANION_RESULTS to "
             "another folder, and run again: finished points are kept"
         ) from error
 
@@ -88,15 +90,18 @@ class Record:
 
 
 def commit() -> str | None:
-    """The commit that the package's checkout is at, with ``+dirty`` where tracked files differ; None elsewhere."""
+    """The commit that the package's checkout is at, with ``+dirty`` where tracked files differ;
+    None elsewhere."""
     root = paths.checkout()
     if root is None:
         return None
     git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True,
+                              check=True).stdout.strip()
         status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"], capture_output=True, check=True
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"],
+            capture_output=True, check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -106,23 +111,22 @@ def commit() -> str | None:
 def environment() -> dict[str, Any]:
     """What the numbers may depend on besides the config: versions and commit."""
     names = ("numpy", "scipy", "sympy", "torch", "pandas")
-    return {
-        "companion": companion.__version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {name: metadata.version(name) for name in names},
-    }
+    return {"companion": companion.__version__, "commit": commit(),
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "versions": {name: metadata.version(name) for name in names}}
 
 
 def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
-    """Write a record, the table first: a crash between the two files leaves a mismatch that :func:`load` refuses."""
+    """Write a record, the table first: a crash between the two files leaves a mismatch that
+    :func:`load` refuses."""
     frame = pd.DataFrame(list(rows))
     table = frame.to_csv(index=False, lineterminator="\n").encode()
     with naming(where, "made"):
         where.mkdir(parents=True, exist_ok=True)
     write_atomically(where / TABLE, table)
-    text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True, allow_nan=False)
+    text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True,
+                      allow_nan=False)
     write_atomically(where / PROVENANCE, (text + "\n").encode())
 
 
@@ -137,24 +141,33 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         MissingRecord: there is none.
         RecordError: a file is missing, truncated or altered, or the config is another.
     """
-    remedy = "restore it from version control, or make the record again with `companion run ... --fresh`"
+    remedy = (
+        "restore it from version control, or make the record again with `companion run ... --fresh`"
+    )
     found = [name for name in (TABLE, PROVENANCE) if (where / name).exists()]
     if not found:
         raise MissingRecord(f"{where} must hold a record, got none; make it with `companion run`")
     if len(found) == 1:
-        raise RecordError(f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; {remedy}")
+        raise RecordError(
+            f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; {remedy}"
+        )
     with naming(where, "read"):
         table, text = (where / TABLE).read_bytes(), (where / PROVENANCE).read_bytes()
     try:
         provenance = json.loads(text)
         stated, made_with = provenance["table_sha256"], provenance["config_hash"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; {remedy}") from error
+        raise RecordError(
+            f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; {remedy}"
+        ) from error
     if _sha256(table) != stated:
-        raise RecordError(f"{where / TABLE} must have the hash that its provenance states, got another; {remedy}")
+        raise RecordError(
+            f"{where / TABLE} must have the hash that its provenance states, got another; {remedy}"
+        )
     if expected is not None and made_with != expected:
         raise RecordError(
-            f"{where / PROVENANCE} must be of config {expected[:12]}, got {made_with[:12]}: the experiment has changed "
+            f"{where / PROVENANCE} must be of config {expected[:12]}, got {made_with[:12]}: "
+            f"the experiment has changed "
             "since; make the record again with `companion run`"
         )
     return Record(pd.read_csv(where / TABLE), provenance)
@@ -163,8 +176,9 @@ def load(where: Path, *, expected: str | None = None) -> Record:
 class Journal:
     """The points of one run, appended as they finish; one line each, ``hash json``.
 
-    A line that a crash cut short is dropped when the journal is opened again. A whole line that does not match its
-    hash means an altered file, and is refused. Use as a context manager; only one process may hold it.
+    A line that a crash cut short is dropped when the journal is opened again. A whole line that
+    does not match its hash means an altered file, and is refused. Use as a context manager; only
+    one process may hold it.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -184,7 +198,9 @@ class Journal:
             if not lines:
                 self._append(dict(header))
             elif self._parse(lines[0], 1) != dict(header):
-                raise RecordError(f"{path} must be the journal of this run, got that of another; remove it")
+                raise RecordError(
+                    f"{path} must be the journal of this run, got that of another; remove it"
+                )
             for number, line in enumerate(lines[1:], start=2):
                 entry = self._parse(line, number)
                 self.entries[int(entry["point"])] = entry
@@ -202,7 +218,8 @@ class Journal:
         stated, _, text = line.partition(b" ")
         if _sha256(text)[:16].encode() != stated:
             raise RecordError(
-                f"{self.path}, line {number}, must match its hash, got an altered line; remove the file to start "
+                f"{self.path}, line {number}, must match its hash, got an altered line; remove "
+                f"the file to start "
                 "afresh, or restore it"
             )
         entry: Row = json.loads(text)
@@ -233,7 +250,9 @@ class Journal:
     @property
     def failures(self) -> dict[int, str]:
         """The points that failed when last tried, and why."""
-        return {point: entry["failed"] for point, entry in sorted(self.entries.items()) if "failed" in entry}
+        return {point: entry["failed"]
+                for point, entry in sorted(self.entries.items())
+                if "failed" in entry}
 
     def rows(self) -> list[Row]:
         """All kept rows, in the order of the points."""

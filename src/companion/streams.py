@@ -9,14 +9,19 @@ import numpy as np
 
 from companion.checks import at_least, require
 
-if TYPE_CHECKING:  # torch is imported where it is used: a process that draws from NumPy alone starts without it
+if (
+    TYPE_CHECKING
+):  # torch is imported where it is used: a process that draws from NumPy alone starts without it
     import torch
 
-_BLOCK = 2**18  # normals of one seed drawn at once: the same for any fleet, so that a run does not depend on it
+_BLOCK = (
+    2**18
+)  # normals of one seed drawn at once: the same for any fleet, so that a run does not depend on it
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
-    """The NumPy generator of ``seed`` for ``purpose``. Streams of different purposes or seeds are independent.
+    """The NumPy generator of ``seed`` for ``purpose``. Streams of different purposes or seeds are
+    independent.
 
     The same two arguments give the same numbers on every machine. ``seed`` is a whole number >= 0.
     """
@@ -27,7 +32,8 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
 
 
 def torch_stream(seed: int, purpose: str, device: str = "cpu") -> "torch.Generator":
-    """The torch generator of ``seed`` for ``purpose`` on a device: the same numbers on every machine with that kind.
+    """The torch generator of ``seed`` for ``purpose`` on a device: the same numbers on every
+    machine with that kind.
 
     CPU and CUDA draw different numbers. Errors as in :func:`stream`.
     """
@@ -37,17 +43,15 @@ def torch_stream(seed: int, purpose: str, device: str = "cpu") -> "torch.Generat
 
 
 def normals(
-    seeds: Sequence[int],
-    purpose: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    device: str = "cpu",
-    dtype: "torch.dtype | None" = None,
+    seeds: Sequence[int], purpose: str, shapes: Mapping[str, tuple[int, ...]], *,
+    device: str = "cpu", dtype: "torch.dtype | None" = None,
 ) -> Callable[[int], dict[str, "torch.Tensor"]]:
-    """Standard normal draws for the steps of a fleet: ``step -> {name: [run, *shape]}``, one run a seed.
+    """Standard normal draws for the steps of a fleet: ``step -> {name: [run, *shape]}``, one run a
+    seed.
 
-    A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier calls. Runs of one
-    seed get equal numbers, whatever their settings. Steps are drawn a block at a time.
+    A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier
+    calls. Runs of one seed get equal numbers, whatever their settings. Steps are drawn a block at a
+    time.
 
     Raises:
         ValueError: a seed that is not a whole number >= 0.
@@ -63,11 +67,14 @@ def normals(
     def drawn(number: int) -> "torch.Tensor":
         rngs = [torch_stream(seed, f"{purpose}/{number}", device) for seed in own]
         size = (block, sum(sizes.values()))
-        return torch.stack([torch.randn(size, generator=rng, device=device, dtype=dtype) for rng in rngs], dim=1)
+        return torch.stack(
+            [torch.randn(size, generator=rng, device=device, dtype=dtype) for rng in rngs], dim=1
+        )
 
     def at(step: int) -> dict[str, "torch.Tensor"]:
         number, offset = divmod(step, block)
         parts = torch.split(drawn(number)[offset], list(sizes.values()), dim=1)
-        return {n: part[of_run].reshape(-1, *shapes[n]) for n, part in zip(shapes, parts, strict=True)}
+        return {n: part[of_run].reshape(-1, *shapes[n])
+                for n, part in zip(shapes, parts, strict=True)}
 
     return at

@@ -1,4 +1,5 @@
-"""Points handed to any executor: this process, local processes, or a Dask cluster. The same table from each."""
+"""Points handed to any executor: this process, local processes, or a Dask cluster. The same table
+from each."""
 
 import math
 import multiprocessing
@@ -6,7 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,12 +69,15 @@ def _end_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def executor(workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Executor, int]]:
+def executor(
+    workers: int | None = None, scheduler: str | None = None
+) -> Iterator[tuple[Executor, int]]:
     """An executor and how many points it may hold at once.
 
     Args:
         workers: local processes, >= 1; None runs in this process.
-        scheduler: the address of a Dask scheduler, ``tcp://host:port``; needs the extra ``cluster``.
+        scheduler: the address of a Dask scheduler, ``tcp://host:port``; needs the extra
+            ``cluster``.
 
     Raises:
         ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
@@ -77,17 +88,23 @@ def executor(workers: int | None = None, scheduler: str | None = None) -> Iterat
         try:
             from distributed import Client
         except ImportError as error:
-            raise ValueError("a scheduler needs Dask, got none installed; pip install 'dask[distributed]'") from error
+            raise ValueError(
+                "a scheduler needs Dask, got none installed; pip install 'dask[distributed]'"
+            ) from error
         try:
             client = Client(scheduler, timeout=8)
         except (OSError, TimeoutError, ValueError) as error:
-            raise ValueError(f"scheduler must be a running Dask scheduler, got {scheduler}; start it first") from error
+            raise ValueError(
+                f"scheduler must be a running Dask scheduler, got {scheduler}; start it first"
+            ) from error
         with client, client.get_executor(pure=False) as pool:
             yield pool, PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     elif workers is not None:
-        require(workers >= 1, "workers", "be at least 1", workers, "leave it out to run in this process")
+        require(workers >= 1, "workers", "be at least 1", workers,
+                "leave it out to run in this process")
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent,
+                                 initargs=(os.getpid(),)) as pool:
             yield pool, PER_WORKER * workers
     else:
         yield InProcess(), 1
@@ -100,18 +117,12 @@ def _check(rows: Sequence[Row]) -> None:
                 raise ArithmeticError(f"{name} is {value} in {row}")
 
 
-def sweep(
-    function: Callable[[Point], Sequence[Row]],
-    points: Sequence[Point],
-    journal: Journal,
-    pool: Executor,
-    in_flight: int,
-    *,
-    progress: bool = True,
-) -> dict[int, str]:
+def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], journal: Journal,
+          pool: Executor, in_flight: int, *, progress: bool = True) -> dict[int, str]:
     """Compute every point that ``journal`` does not hold yet, and journal each as it finishes.
 
-    A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the others go on.
+    A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
+    others go on.
     Returns the failures: point -> reason.
 
     Raises:
@@ -119,10 +130,9 @@ def sweep(
     """
     todo = iter([i for i in range(len(points)) if i not in journal.finished])
     running: dict[Future[Sequence[Row]], int] = {}
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(), disable=not progress,
-    )  # fmt: skip
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   TextColumn("{task.fields[failed]} failed"), TimeRemainingColumn(),
+                   disable=not progress)
     with bar:
         task = bar.add_task("points", total=len(points), completed=len(journal.finished), failed=0)
         failed = 0

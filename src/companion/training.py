@@ -1,7 +1,8 @@
 """The outer loop, for a whole fleet of runs at once.
 
-The leading axis of every tensor is the run (a seed at a setting), then comes the task: params [run, ...], tasks
-[run, task, ...], settings [run, ...]. Runs do not mix: a fleet gives what its runs give one by one.
+The leading axis of every tensor is the run (a seed at a setting), then comes the task: params [run,
+...], tasks [run, task, ...], settings [run, ...]. Runs do not mix: a fleet gives what its runs give
+one by one.
 """
 
 import hashlib
@@ -23,7 +24,9 @@ from companion.records import RecordError, naming, write_atomically
 from companion.sweeps import Diverged
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
-Gradient = Callable[..., tuple[Params, torch.Tensor]]  # (params, tasks, *settings) of a fleet -> gradients, values
+Gradient = Callable[
+    ..., tuple[Params, torch.Tensor]
+]  # (params, tasks, *settings) of a fleet -> gradients, values
 Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
 Watch = Callable[[int, Params, torch.Tensor], None]
 _LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
@@ -40,25 +43,29 @@ def _fitting(runs: int, chunk_size: int | None) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             now = f"{runs} runs, {chunk_size or 'all'} at once"
-            raise OutOfMemory(f"the fleet must fit into memory, got {now}; pass a smaller chunk_size") from error
+            raise OutOfMemory(
+                f"the fleet must fit into memory, got {now}; pass a smaller chunk_size"
+            ) from error
         raise
 
 
-def fleet_gradient(
-    objective: Objective, *, chunk_size: int | None = None, task_chunk: int | None = None, compiled: bool = False
-) -> Gradient:
+def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
+                   task_chunk: int | None = None, compiled: bool = False) -> Gradient:
     """The gradient of the mean of ``objective`` over tasks, for every run of a fleet.
 
     Args:
         objective: ``(params, task, *settings)`` -> scalar, for one task.
-        chunk_size: runs computed at once; all by default. Smaller needs less memory and gives the same numbers.
-        task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 of each is fastest.
-        compiled: use ``torch.compile``, which pays in long runs: its first call takes seconds for a small network and
-            minutes for several steps of a convolutional one. Where it is not possible the plain function is used.
+        chunk_size: runs computed at once; all by default. Smaller needs less memory and gives the
+            same numbers.
+        task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 of each
+            is fastest.
+        compiled: use ``torch.compile``, which pays in long runs: its first call takes seconds for a
+            small network and minutes for several steps of a convolutional one. Where it is not
+            possible the plain function is used.
 
     Returns:
-        a function of params [run, ...], tasks [run, task, ...] and settings [run, ...] that gives the gradients
-        [run, ...] and the values [run].
+        a function of params [run, ...], tasks [run, task, ...] and settings [run, ...] that gives
+        the gradients [run, ...] and the values [run].
 
     Raises (the function does):
         OutOfMemory: name a smaller ``chunk_size``.
@@ -91,7 +98,8 @@ def fleet_gradient(
     def of_fleet(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
         everything = (params, tasks, *settings)
         runs = {int(leaf.shape[0]) for leaf in tree_leaves(everything)}
-        require(len(runs) == 1, "params, tasks and settings", "start with one run axis", sorted(runs), "stack the runs")
+        require(len(runs) == 1, "params, tasks and settings", "start with one run axis",
+                sorted(runs), "stack the runs")
         with _fitting(runs.pop(), chunk_size):
             parts = [of_runs(*some) for some in _pieces(everything, 0, chunk_size)]
             found: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: torch.cat(leaves), *parts)
@@ -111,18 +119,23 @@ def _pieces(tree: Any, axis: int, size: int | None) -> Iterator[Any]:
         yield tree_map(lambda leaf, first=first, few=few: leaf.narrow(axis, first, few), tree)
 
 
-def _of_one(objective: Objective, params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+def _of_one(
+    objective: Objective, params: Params, tasks: Any, *settings: Any
+) -> tuple[Params, torch.Tensor]:
     """One task of one run, its axes taken off and put back, by plain autograd.
 
-    vmap would turn a convolution with weights of its own into a grouped one, which a CPU computes slowly, and
-    torch.func would keep the graph of the backward pass.
+    vmap would turn a convolution with weights of its own into a grouped one, which a CPU computes
+    slowly, and torch.func would keep the graph of the backward pass.
     """
     task, rest = tree_map(lambda leaf: leaf[0, 0], tasks), tree_map(lambda leaf: leaf[0], settings)
     with torch.enable_grad():
         leaves = {name: value[0].detach().requires_grad_() for name, value in params.items()}
         value = objective(leaves, task, *rest)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {name: slope[None] for name, slope in zip(leaves, found, strict=True)}, value.detach()[None]
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True,
+                                    materialize_grads=True)
+    return {name: slope[None] for name, slope in zip(leaves, found, strict=True)}, value.detach()[
+        None
+    ]
 
 
 def _compiled(plain: FunctionType) -> Gradient:
@@ -132,15 +145,21 @@ def _compiled(plain: FunctionType) -> Gradient:
     def first(*arguments: Any) -> tuple[Params, torch.Tensor]:
         if chosen:
             return chosen[0](*arguments)
-        # torch counts recompilations by code object, which all fleets share, and gives up after eight: take a copy
-        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
+        # torch counts recompilations by code object, which all fleets share, and gives up after
+        # eight: take a copy
+        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None,
+                           plain.__closure__)
         fast = torch.compile(own, dynamic=False, fullgraph=True)
         try:
-            with warnings.catch_warnings():  # the compiler's own deprecations are no concern of the reader's
+            with (
+                warnings.catch_warnings()
+            ):  # the compiler's own deprecations are no concern of the reader's
                 warnings.simplefilter("ignore")
                 found: tuple[Params, torch.Tensor] = fast(*arguments)
             chosen.append(fast)
-        except Exception:  # no compiler, or nothing it can do: an error of the caller's own comes again below
+        except (
+            Exception
+        ):  # no compiler, or nothing it can do: an error of the caller's own comes again below
             found = plain(*arguments)
             chosen.append(plain)
         return found
@@ -149,7 +168,8 @@ def _compiled(plain: FunctionType) -> Gradient:
 
 
 class Optimizer(NamedTuple):
-    """An outer optimiser: ``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments).
+    """An outer optimiser: ``init(params)`` -> moments; ``update(gradients, moments, step)`` ->
+    (updates, moments).
 
     Moments are a dict of tensors, so that a checkpoint can hold them; updates are subtracted.
     """
@@ -164,27 +184,36 @@ Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
 def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
     """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
     if isinstance(rate, int | float) and not 0 < rate < float("inf"):
-        raise ValueError(f"rate must be positive and finite, got {rate}; it is the outer loop's step")
+        raise ValueError(
+            f"rate must be positive and finite, got {rate}; it is the outer loop's step"
+        )
 
     def at(step: int, like: torch.Tensor) -> float | torch.Tensor:
         now = rate(step) if callable(rate) else rate
-        return now.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(now, torch.Tensor) and now.ndim else now
+        return (now.reshape(-1, *[1] * (like.ndim - 1))
+                if isinstance(now, torch.Tensor) and now.ndim
+                else now)
 
     return at
 
 
 def sgd(rate: Rate) -> Optimizer:
-    """Plain gradient descent. ``rate`` is a number, a tensor [run], or a function of the step giving either."""
+    """Plain gradient descent. ``rate`` is a number, a tensor [run], or a function of the step
+    giving either."""
     at = _rate_at(rate)
-    return Optimizer(lambda params: {}, lambda g, moments, t: ({n: at(t, v) * v for n, v in g.items()}, moments))
+    return Optimizer(lambda params: {}, lambda g, moments,
+                     t: ({n: at(t, v) * v for n, v in g.items()}, moments))
 
 
 def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
-    """Adam; ``rate`` as in :func:`sgd`, so that it may vary over a fleet. Source: Kingma and Ba (2015)."""
+    """Adam; ``rate`` as in :func:`sgd`, so that it may vary over a fleet. Source: Kingma and Ba
+    (2015)."""
     at, (b1, b2) = _rate_at(rate), betas
 
     def init(params: Params) -> Params:
-        return {f"{kind}.{name}": torch.zeros_like(value) for name, value in params.items() for kind in ("m", "v")}
+        return {f"{kind}.{name}": torch.zeros_like(value)
+                for name, value in params.items()
+                for kind in ("m", "v")}
 
     def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
         new, updates = {}, {}
@@ -200,40 +229,38 @@ def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 
 
 def cosine(rate: float, steps: int) -> Callable[[int], float]:
     """A rate that falls from ``rate`` to 0 over ``steps`` along half a cosine."""
-    return lambda step: float(rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2)
+    return lambda step: float(
+        rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2
+    )
 
 
 class Checkpoint(NamedTuple):
-    """Where a long training keeps its state, how often, and what it is of (any text; another run's is refused)."""
+    """Where a long training keeps its state, how often, and what it is of (any text; another run's
+    is refused)."""
 
     path: Path
     every: int
     of: str
 
 
-def train(
-    gradient: Gradient,
-    params: Params,
-    draw: Draw,
-    *,
-    optimizer: Optimizer,
-    steps: int,
-    settings: tuple[Any, ...] = (),
-    watch: Watch | None = None,
-    checkpoint: Checkpoint | None = None,
-) -> Params:
+def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimizer, steps: int,
+          settings: tuple[Any, ...] = (), watch: Watch | None = None,
+          checkpoint: Checkpoint | None = None) -> Params:
     """Train a fleet for ``steps`` outer steps; returns the parameters, [run, ...].
 
     Args:
         gradient: from :func:`fleet_gradient`.
         params: where the runs start, [run, ...]; not changed.
-        draw: step -> tasks [run, task, ...]. It must depend on the step alone, so that a resumed run sees the same.
+        draw: step -> tasks [run, task, ...]. It must depend on the step alone, so that a resumed
+            run sees the same.
         optimizer: :func:`sgd` or :func:`adam`.
         steps: outer steps, >= 0.
         settings: further arguments of the objective, tensors [run, ...].
-        watch: called as watch(step, params, values) with the parameters before each step, and their objective [run].
-        checkpoint: keep the state there every so many steps, and go on from it if it is there. On a CPU an
-            interrupted and resumed run ends with the same bits. The file is removed at the end.
+        watch: called as watch(step, params, values) with the parameters before each step, and their
+            objective [run].
+        checkpoint: keep the state there every so many steps, and go on from it if it is there. On a
+            CPU an interrupted and resumed run ends with the same bits. The file is removed at the
+            end.
 
     Raises:
         Diverged: the objective of some run is not finite; names the step and the runs.
@@ -270,7 +297,9 @@ def _look(values: Any, step: int) -> None:
 
 def _state(params: Params, moments: Params) -> dict[str, torch.Tensor]:
     parts = {"params": params, "moments": moments}
-    return {f"{part}/{name}": value.contiguous() for part, tree in parts.items() for name, value in tree.items()}
+    return {f"{part}/{name}": value.contiguous()
+            for part, tree in parts.items()
+            for name, value in tree.items()}
 
 
 def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
@@ -279,7 +308,8 @@ def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
 
 
 def _keep(checkpoint: Checkpoint, params: Params, moments: Params, step: int) -> None:
-    """Write the state: the hash of the rest, then a safetensors file with the step in its header."""
+    """Write the state: the hash of the rest, then a safetensors file with the step in its
+    header."""
     from safetensors.torch import save
 
     state = _state(params, moments)
@@ -297,10 +327,14 @@ def _resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Pa
         content = path.read_bytes()
     stated, data = content[:32], content[32:]
     if hashlib.sha256(data).digest() != stated:
-        raise RecordError(f"{path} must match its hash, got an altered or cut file; remove it to start afresh")
+        raise RecordError(
+            f"{path} must match its hash, got an altered or cut file; remove it to start afresh"
+        )
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     if header["of"] != _fingerprint(checkpoint, _state(params, moments)):
-        raise RecordError(f"{path} must be the checkpoint of this run, got that of another; remove it")
+        raise RecordError(
+            f"{path} must be the checkpoint of this run, got that of another; remove it"
+        )
     kept = load(data)
 
     def back(part: str, tree: Params) -> Params:

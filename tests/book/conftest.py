@@ -10,10 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -36,9 +34,12 @@ def site() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser(ci: bool) -> Iterator[object]:
     """A headless Chromium; without one these tests are skipped, in CI they fail."""
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    path = (
+        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    )
     if path is None:
-        reason = "no Chromium found: install Debian's package `chromium`, or name the program in CHROMIUM"
+        reason = ("no Chromium found: install Debian's package `chromium`, "
+                  "or name the program in CHROMIUM")
         pytest.fail(reason) if ci else pytest.skip(reason)
     from playwright.sync_api import sync_playwright
 

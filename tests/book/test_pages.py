@@ -13,19 +13,12 @@ from companion.theory import landscape
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-PAGES = [
-    "index.html",
-    *(
-        f"book/{name}.html"
-        for name in (
-            "notation", "landscape/setting", "landscape/gap", "landscape/numerics", "landscape/two_layer",
-            "landscape/images",
-            "depth/shallow", "depth/linear_layers", "depth/meta_optimizers", "depth/images", "ledger",
-            "deviations", "reproduce", "api",
-            "bibliography",
-        )
-    ),
-]  # fmt: skip
+PAGES = ["index.html",
+         *(f"book/{name}.html"
+           for name in ("notation", "landscape/setting", "landscape/gap", "landscape/numerics",
+                        "landscape/two_layer", "landscape/images", "depth/shallow",
+                        "depth/linear_layers", "depth/meta_optimizers", "depth/images", "ledger",
+                        "deviations", "reproduce", "api", "bibliography"))]
 SIZES = {"desktop": (1280, 900), "telephone": (390, 844)}
 LOOK = """() => ({
   formulas: document.querySelectorAll('.math').length,
@@ -35,8 +28,9 @@ LOOK = """() => ({
   mute: [...document.querySelectorAll('article img')].filter(i => !i.alt.trim()).map(i => i.src),
   overflow: document.documentElement.scrollWidth - window.innerWidth,
 })"""
-AXE = """async () => (await axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']}))
-  .violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | '))"""
+AXE = """async () => (await axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a',
+  'wcag21aa']})) .violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0,
+  160)).join(' | '))"""
 
 
 def axe_script() -> str:
@@ -47,8 +41,12 @@ def axe_script() -> str:
 
 
 def test_no_page_is_left_out() -> None:
-    built = {path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts}
-    assert built - {"genindex.html", "search.html", "py-modindex.html", "prf-prf.html"} == set(PAGES)
+    built = {path.relative_to(HTML).as_posix()
+             for path in HTML.rglob("*.html")
+             if "_static" not in path.parts}
+    assert built - {"genindex.html", "search.html", "py-modindex.html", "prf-prf.html"} == set(
+        PAGES
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -59,14 +57,20 @@ def test_page(browser, site: str, name: str, size: str) -> None:
     requests, complaints = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    page.on("response",
+            lambda answer: (
+                complaints.append(f"{answer.status}: {answer.url}") if answer.status > 399 else 0
+            ))
     page.on(
-        "response", lambda answer: complaints.append(f"{answer.status}: {answer.url}") if answer.status > 399 else 0
+        "console",
+        lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None,
     )
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(site + name, wait_until="load")
     page.wait_for_load_state("networkidle")
-    page.wait_for_function("!window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)")
+    page.wait_for_function(
+        "!window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
+    )
     seen = page.evaluate(LOOK)
     assert [url for url in requests if not url.startswith((site, "data:", "blob:"))] == []
     assert complaints == []
@@ -104,7 +108,8 @@ def test_the_sliders_draw_the_derived_ratio(browser, site: str, size: str) -> No
         values = json.loads(box.get_attribute("data-knobs"))
         drawn = np.array(json.loads(box.get_attribute("data-y")))
         steps = np.array([2 * i / 200 for i in range(201)])
-        np.testing.assert_allclose(drawn, exact(steps, *values[:3], 1 / (10 * values[3])), rtol=1e-12)
+        np.testing.assert_allclose(drawn, exact(steps, *values[:3], 1 / (10 * values[3])),
+                                   rtol=1e-12)
         assert drawn.max() > 1.01
         seen.add(tuple(values))
     assert len(seen) == 5
@@ -112,7 +117,8 @@ def test_the_sliders_draw_the_derived_ratio(browser, site: str, size: str) -> No
 
 
 def test_a_second_build_does_no_work_twice(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is executed and nothing written; the book is fresh because `make test` has just built it."""
+    """Nothing is executed and nothing written; the book is fresh because `make test` has just built
+    it."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError(f"the build did work again: {arguments}")

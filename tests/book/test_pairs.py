@@ -14,10 +14,9 @@ def differences(source: Path, notebook: Path) -> list[str]:
     """What makes the notebook another text than its source; empty where they are a pair."""
     if not notebook.exists():
         return [f"{notebook.name} is missing"]
-    ours, theirs = (
-        [(cell.cell_type, cell.source.rstrip(), dict(cell.metadata)) for cell in jupytext.read(path).cells]
-        for path in (source, notebook)
-    )
+    ours, theirs = ([(cell.cell_type, cell.source.rstrip(), dict(cell.metadata))
+                     for cell in jupytext.read(path).cells]
+                    for path in (source, notebook))
     if len(ours) != len(theirs):
         return [f"{len(ours)} cells in the source, {len(theirs)} in the notebook"]
     return [f"cell {i}" for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
@@ -31,10 +30,14 @@ def test_pair(source: Path) -> None:
 
 @pytest.mark.parametrize("source", book.chapters(), ids=lambda path: path.stem)
 def test_executed_in_order_and_in_silence(source: Path) -> None:
-    cells = [cell for cell in jupytext.read(source.with_suffix(".ipynb")).cells if cell.cell_type == "code"]
+    cells = [cell
+             for cell in jupytext.read(source.with_suffix(".ipynb")).cells
+             if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [output
+                for output in outputs
+                if output.output_type == "error" or output.get("name") == "stderr"]
 
 
 @pytest.mark.parametrize("source", book.chapters(), ids=lambda path: path.stem)
@@ -50,11 +53,9 @@ def test_cells_are_short_and_fit_a_telephone(source: Path) -> None:
 def test_an_edit_without_its_pair_is_found(tmp_path: Path, edit: str) -> None:
     source = next(path for path in book.chapters() if path.stem == "gap")
     text = source.read_text()
-    changed = {
-        "word": text.replace("Two minimisers", "Three minimisers", 1),
-        "cell": text + "\n```{code-cell} ipython3\n1 + 1\n```\n",
-        "code": text.replace("cross = ", "crossed = ", 1),
-    }[edit]
+    changed = {"word": text.replace("Two minimisers", "Three minimisers", 1),
+               "cell": text + "\n```{code-cell} ipython3\n1 + 1\n```\n",
+               "code": text.replace("cross = ", "crossed = ", 1)}[edit]
     assert changed != text
     copy = tmp_path / "gap.md"
     copy.write_text(changed)

@@ -18,7 +18,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(book, "ROOT", tmp_path)
     monkeypatch.setattr(book, "machinery", lambda: [])
     (tmp_path / "book").mkdir()
-    good = HEAD + "# Good\n\n" + PARAMETERS + CELL.format("print(profile)\n") + CELL.format("print(1)\nprint(2)\n")
+    good = (HEAD
+            + "# Good\n\n"
+            + PARAMETERS
+            + CELL.format("print(profile)\n")
+            + CELL.format("print(1)\nprint(2)\n"))
     (tmp_path / "book" / "good.md").write_text(good)
     (tmp_path / "book" / "bad.md").write_text(HEAD + "# Bad\n\n" + CELL.format("1 / 0\n"))
     (tmp_path / "book" / "page.md").write_text("# No chapter\n")
@@ -26,10 +30,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def printed(path: Path) -> list[str]:
-    return [output.text for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    return [
+        output.text for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
+    ]
 
 
-def test_a_failing_chapter_is_named_and_the_others_are_kept(root: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_failing_chapter_is_named_and_the_others_are_kept(
+    root: Path, capfd: pytest.CaptureFixture
+) -> None:
     stage = root / "_build" / "stage"
     with pytest.raises(SystemExit, match="1 of 2 chapters failed; the others are kept"):
         book.execute_stale(stage, "quick", 2)
@@ -44,7 +52,9 @@ def test_a_failing_chapter_is_named_and_the_others_are_kept(root: Path, capfd: p
     book.execute_stale(stage, "quick", 2)
     assert printed(stage / "book" / "bad.ipynb") == ["3\n"]
     assert (stage / "book" / "good.ipynb").stat().st_mtime_ns == kept
-    (root / "book" / "good.md").write_text((root / "book" / "good.md").read_text().replace("print(2)", "print(4)"))
+    (root / "book" / "good.md").write_text(
+        (root / "book" / "good.md").read_text().replace("print(2)", "print(4)")
+    )
     book.execute_stale(stage, "quick", 2)
     assert printed(stage / "book" / "good.ipynb") == ["quick\n", "1\n4\n"]
 

@@ -1,4 +1,5 @@
-"""Paper D's experiments: their parts against oracles, and their verdicts against tables made for them."""
+"""Paper D's experiments: their parts against oracles, and their verdicts against tables made for
+them."""
 
 import math
 from dataclasses import replace
@@ -35,12 +36,14 @@ def fleet(kind: str = "regression", alphas=(0.3,), seeds=(0, 1), **options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "outputs"), [("regression", 1), ("regression", 2), ("boundaries", 1), ("boundaries", 3)]
+    ("kind", "outputs"),
+    [("regression", 1), ("regression", 2), ("boundaries", 1), ("boundaries", 3)],
 )
 @pytest.mark.parametrize("rule", ["SGD", "KFO, nonlinear"])
 def test_scores_are_those_of_each_task(kind: str, outputs: int, rule: str) -> None:
     of = fleet(kind, alphas=(0.2, 0.4), outputs=outputs)
-    model = Model(nets.deep_linear((3, 4, outputs)), rule, 2, rule_alpha=None if rule == "SGD" else 0.01)
+    model = Model(nets.deep_linear((3, 4, outputs)), rule, 2,
+                  rule_alpha=None if rule == "SGD" else 0.01)
     params = synthetic.start(of, model)
     found = synthetic.scores(of, model, params, SIZES, (0, 2))
     draw, loss = of.normals("test", 50, 30)(0), of.loss(model.net.apply)
@@ -50,13 +53,14 @@ def test_scores_are_those_of_each_task(kind: str, outputs: int, rule: str) -> No
         risks, right = [], []
         for i in range(50):
             task = of.task({name: value[run, i] for name, value in draw.items()}, family)
-            moved = adapted_by_rule(
-                loss, one, task.support, steps=2, rule=RULES[rule](of.alpha[run]), rule_alpha=model.rule_alpha
-            )
+            moved = adapted_by_rule(loss, one, task.support, steps=2,
+                                    rule=RULES[rule](of.alpha[run]), rule_alpha=model.rule_alpha)
             outputs_ = model.net.apply(moved, task.query[0])
             chosen = outputs_.argmax(-1) if outputs > 1 else (outputs_ > 0).double()
             risks.append(min(loss(moved, task.query).item(), synthetic.CAP))
-            right.append((chosen == task.query[1]).double().mean().item() if kind == "boundaries" else 0.0)
+            right.append(
+                (chosen == task.query[1]).double().mean().item() if kind == "boundaries" else 0.0
+            )
         assert found.risk[run, 1] == pytest.approx(np.mean(risks), rel=1e-9)
         assert found.accuracy[run, 1] == pytest.approx(np.mean(right), abs=1e-12)
 
@@ -76,8 +80,11 @@ def test_a_task_on_which_a_model_diverges_counts_as_the_cap() -> None:
 
 def test_a_diverged_inner_step_is_lost_alone() -> None:
     config = replace(shallow.PROFILES["quick"], alphas=(0.1, 1e6), seeds=2, steps=20, test_tasks=50)
-    (point,) = [p for p in shallow.points(config) if p["part"] == "curves" and p["model"] == "deep"
-                and (p["kind"], p["inputs"]) == ("regression", "spread")]  # fmt: skip
+    (point,) = [p
+                for p in shallow.points(config)
+                if p["part"] == "curves"
+                and p["model"] == "deep"
+                and (p["kind"], p["inputs"]) == ("regression", "spread")]
     rows = shallow.compute(config, point, "cpu")
     assert [(row["alpha"], row["seed"]) for row in rows] == [(0.1, 0), (0.1, 1), (1e6, 0), (1e6, 1)]
     assert all((row["valid"] == synthetic.CAP) == (row["alpha"] == 1e6) for row in rows)
@@ -86,7 +93,8 @@ def test_a_diverged_inner_step_is_lost_alone() -> None:
 
 
 def test_shallow_training_reaches_the_floor() -> None:
-    """Meta-trained from data, the shallow models come down to what the theory says is their least."""
+    """Meta-trained from data, the shallow models come down to what the theory says is their
+    least."""
     of, m = fleet(alphas=(0.4,), seeds=range(6)), 6
     s, c = np.diag(np.square(SPREAD)), np.eye(3) / 3
     size = Sizes(20, 400, 0.03, 0, 3000, 0)
@@ -124,7 +132,9 @@ def test_the_record_of_the_learned_step() -> None:
     """Nine settings fixed beforehand, 20 seeds: every 95 % interval inside [.97, 1.03]."""
     found = shallow.learned_steps(shallow.EXPERIMENT.load("full").table)
     told = found[found["how"] == "as told"]
-    assert [tuple(row) for row in told[["support", "dim", "rho"]].to_numpy()] == list(shallow.SETTINGS)
+    assert [tuple(row) for row in told[["support", "dim", "rho"]].to_numpy()] == list(
+        shallow.SETTINGS
+    )
     assert {1} <= set(told["support"])
     assert {1, 8} <= set(told["dim"])
     assert (told["seeds"] >= 20).all()
@@ -137,7 +147,8 @@ def test_the_record_of_the_learned_step() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_a_collapsed_model_adapts_as_the_shallow_one(layers: int) -> None:
-    """Its full-batch risk after one step is |w_0 - w*|^2 in Q(alpha) / 2, w_0 the product: depth is gone."""
+    """Its full-batch risk after one step is |w_0 - w*|^2 in Q(alpha) / 2, w_0 the product: depth is
+    gone."""
     of, alpha = fleet(seeds=(0,)), 0.17
     family = tasks.Shallow(*(leaf[0] for leaf in of.families))
     net = nets.mlp((3, *[5] * layers, 1), bias=False, linear_layers=layers)
@@ -174,7 +185,8 @@ def test_a_collapsed_model_with_few_samples() -> None:
     found = vmap(risk)(x)
     optimum = tasks.optimum(family, normal).numpy()
     sigma = family.covariance.numpy()[None]
-    exact, mutant = (float(excess_risk(start["0.weight"].numpy()[0], sigma, optimum, alpha, n)) for n in (m, m + 1))
+    exact, mutant = (float(excess_risk(start["0.weight"].numpy()[0], sigma, optimum, alpha, n))
+                     for n in (m, m + 1))
     error = float(found.std()) / math.sqrt(draws)
     assert error < 0.003 * exact
     assert abs(float(found.mean()) - exact) < 4 * error
@@ -182,7 +194,8 @@ def test_a_collapsed_model_with_few_samples() -> None:
 
 
 def test_the_record_of_collapse() -> None:
-    """On isotropic inputs a rate of its own gives a collapsed model everything back: the null that was predicted."""
+    """On isotropic inputs a rate of its own gives a collapsed model everything back: the null that
+    was predicted."""
     table = linear_layers.EXPERIMENT.load("full").table
     isotropic = linear_layers.ratios(table[table["inputs"] == "isotropic"])
     assert len(isotropic) == 8
@@ -191,10 +204,8 @@ def test_the_record_of_collapse() -> None:
     assert table["off"].max() < 1e-10
 
 
-TINY = replace(
-    linear_layers.PROFILES["quick"], dim=4, seeds=3, steps=15, test_tasks=50, alphas=(0.2, 0.6), hidden=6,
-    widths=(4, 1), rates=(0.1, 0.3, 1.0, 3.0),
-)  # fmt: skip
+TINY = replace(linear_layers.PROFILES["quick"], dim=4, seeds=3, steps=15, test_tasks=50,
+               alphas=(0.2, 0.6), hidden=6, widths=(4, 1), rates=(0.1, 0.3, 1.0, 3.0))
 
 
 @pytest.mark.parametrize("kind", linear_layers.KINDS)
@@ -221,11 +232,15 @@ def test_the_own_rate_of_a_linear_model_is_the_best_shallow_step() -> None:
     zero = {"0.weight": torch.zeros(3, 1, 3, dtype=F64)}
     size = Sizes(0, 0, 0, 0, 2000, 0)
     told = np.full(3, 0.2)
-    found = linear_layers.at_own_rate(of, plain, zero, size, np.geomspace(0.1, 3, 10).tolist(), told)
+    found = linear_layers.at_own_rate(
+        of, plain, zero, size, np.geomspace(0.1, 3, 10).tolist(), told
+    )
     exact = depth.best_shallow_step(np.diag(np.square(SPREAD)), np.eye(3) / 3, 6) * 4
     assert found == pytest.approx(np.full(3, exact), rel=0.1)
-    risks = [synthetic.scores(linear_layers.at_rate(of, told * 0 + r, told), plain, zero, size, [1]).risk.mean()
-             for r in (exact, 0.7 * exact, 1.4 * exact)]  # fmt: skip
+    risks = [synthetic.scores(
+                 linear_layers.at_rate(of, told * 0 + r, told), plain, zero, size, [1]
+             ).risk.mean()
+             for r in (exact, 0.7 * exact, 1.4 * exact)]
     assert risks[0] < min(risks[1:])
 
 
@@ -239,7 +254,8 @@ def test_theory_orders_the_preconditioners() -> None:
 
 
 def test_upper_linear_layers_are_an_external_optimizer() -> None:
-    """Gradients of the bottom layers with and without linear upper layers: one Kronecker product fits, exactly."""
+    """Gradients of the bottom layers with and without linear upper layers: one Kronecker product
+    fits, exactly."""
     config = replace(meta_optimizers.PROFILES["quick"], seeds=2, pairs=60, steps=5, looks=(0, 5))
     point = {"part": "alignment", "activation": "identity"}
     rows = meta_optimizers.compute(config, point, "cpu")
@@ -266,12 +282,14 @@ def test_bottom_gradients_are_those_of_autograd() -> None:
     for upper, found in ((out, full), (hidden @ w[4].T, small)):
         slopes = torch.autograd.grad(upper, w[:2], error, retain_graph=True)
         for layer in (0, 1):
-            np.testing.assert_allclose(found[layer][0, 1], slopes[layer].numpy(), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found[layer][0, 1], slopes[layer].numpy(), rtol=1e-9,
+                                       atol=1e-12)
 
 
 def test_fit_kronecker_finds_a_product_that_there_is() -> None:
     rng = stream(0, "tests/fit")
-    left, right, g = rng.standard_normal((3, 3)), rng.standard_normal((4, 4)), rng.standard_normal((50, 3, 4))
+    left, right, g = (rng.standard_normal((3, 3)), rng.standard_normal((4, 4)),
+                      rng.standard_normal((50, 3, 4)))
     a, b = meta_optimizers.fit_kronecker(g, left @ g @ right)
     np.testing.assert_allclose(a @ g @ b, left @ g @ right, atol=1e-9)
     assert meta_optimizers.cosine(g, 2 * g) == pytest.approx(1, abs=1e-12)
@@ -282,16 +300,20 @@ def test_fit_kronecker_finds_a_product_that_there_is() -> None:
 def test_a_rule_is_counted() -> None:
     config = meta_optimizers.PROFILES["quick"]
     point = {"kind": "regression", "model": "shallow", "rule": "KFO", "steps": 1, "adapting": False}
-    params = synthetic.start(meta_optimizers.fleet(config, "regression"), meta_optimizers.model(config, point))
-    plain, own = ({k: v for k, v in params.items() if k.startswith("rule/") == flag} for flag in (False, True))
+    params = synthetic.start(meta_optimizers.fleet(config, "regression"),
+                             meta_optimizers.model(config, point))
+    plain, own = (
+        {k: v for k, v in params.items() if k.startswith("rule/") == flag} for flag in (False, True)
+    )
     assert counted(joined(plain, own)) == {"parameters": 30, "own_parameters": 9 + 100}
     assert joined(plain, {}) == plain
 
 
 def test_a_rule_starts_at_the_first_rate_that_does_not_diverge() -> None:
-    config = replace(meta_optimizers.PROFILES["quick"], seeds=2, steps=15, test_tasks=50, alphas=(1e7, 0.2))
-    point = {"part": "rules", "kind": "regression", "steps": 3, "adapting": False, "turned": True, "model": "deep",
-             "rule": "SGD"}  # fmt: skip
+    config = replace(meta_optimizers.PROFILES["quick"], seeds=2, steps=15, test_tasks=50,
+                     alphas=(1e7, 0.2))
+    point = {"part": "rules", "kind": "regression", "steps": 3, "adapting": False, "turned": True,
+             "model": "deep", "rule": "SGD"}
     rows = meta_optimizers.compute(config, point, "cpu")
     assert [row["alpha"] for row in rows] == [0.2, 0.2]
     assert rows == meta_optimizers.compute(replace(config, alphas=(0.2,)), point, "cpu")
@@ -313,9 +335,11 @@ def curves() -> pd.DataFrame:
             for model, mean in (("shallow, learned rate", 0.5), ("deep", 0.4)):
                 for alpha, worse in ((0.1, 1.3), (1.0, 1.0)):
                     for seed, risk in enumerate(seeds_of(mean * worse)):
-                        rows.append({"part": "curves", "kind": kind, "inputs": "spread", "model": model,
-                                     "train_steps": steps, "alpha": alpha, "seed": seed, "valid": risk,
-                                     f"risk_{steps}": risk})  # fmt: skip
+                        rows.append(
+                            {"part": "curves", "kind": kind, "inputs": "spread", "model": model,
+                             "train_steps": steps, "alpha": alpha, "seed": seed, "valid": risk,
+                             f"risk_{steps}": risk}
+                        )
     return pd.DataFrame(rows)
 
 
@@ -337,11 +361,9 @@ def layered() -> pd.DataFrame:
     for point in linear_layers.points(config):
         for alpha in config.alphas:
             risks = seeds_of(0.5 if point["added"] == 0 else 0.4)
-            rows += [
-                {**point, "alpha": alpha, "seed": seed, "risk_1": risk, "valid": risk + alpha, "off": 1e-15,
-                 "collapsed": 0.55, "collapsed_tuned": 0.45}
-                for seed, risk in enumerate(risks)
-            ]  # fmt: skip
+            rows += [{**point, "alpha": alpha, "seed": seed, "risk_1": risk, "valid": risk + alpha,
+                      "off": 1e-15, "collapsed": 0.55, "collapsed_tuned": 0.45}
+                     for seed, risk in enumerate(risks)]
     return pd.DataFrame(rows)
 
 
@@ -355,7 +377,11 @@ def test_d2_flips() -> None:
     mlp = (table["kind"] == "mlp") & (table["added"] == 3)
     no_gain = table.assign(risk_1=table["risk_1"].where(~mlp, 0.5))
     assert outcomes(no_gain) == ["partly", "holds", "partly"]
-    assert outcomes(table.assign(collapsed=table["collapsed"].where(~mlp, 0.4))) == ["holds", "partly", "holds"]
+    assert outcomes(table.assign(collapsed=table["collapsed"].where(~mlp, 0.4))) == [
+        "holds",
+        "partly",
+        "holds",
+    ]
     assert outcomes(table.assign(collapsed=0.3)) == ["holds", "fails", "holds"]
     assert outcomes(table.assign(collapsed_tuned=0.4)) == ["holds", "holds", "fails"]
     lost = table.assign(off=table["off"].where(~mlp, np.nan))
@@ -368,14 +394,17 @@ def ruled() -> pd.DataFrame:
     for point in meta_optimizers.points(config):
         if point["part"] == "rules":
             means = {"learned rate": 0.5, "KFO": 0.4}
-            rows += [{**point, "parameters": 1, "own_parameters": 2, "alpha": 1.0, "seed": seed, "after": risk}
-                     for seed, risk in enumerate(seeds_of(means.get(point["rule"], 0.45)))]  # fmt: skip
+            rows += [{**point, "parameters": 1, "own_parameters": 2, "alpha": 1.0, "seed": seed,
+                      "after": risk}
+                     for seed, risk in enumerate(seeds_of(means.get(point["rule"], 0.45)))]
         else:
             for look in config.looks:
                 for layer in (0, 1):
                     for seed, cosine in enumerate(seeds_of(0.7)):
-                        rows.append({**point, "look": look, "layer": layer, "seed": seed, "aligned": cosine,
-                                     "raw": 0.1, "shuffled": cosine - 0.3 - 0.001 * seed})  # fmt: skip
+                        rows.append(
+                            {**point, "look": look, "layer": layer, "seed": seed, "aligned": cosine,
+                             "raw": 0.1, "shuffled": cosine - 0.3 - 0.001 * seed}
+                        )
     return pd.DataFrame(rows)
 
 
@@ -383,7 +412,9 @@ def test_d3_flips() -> None:
     table = ruled()
     assert meta_optimizers.settle_d3(Record(table, {})).parts == {"synthetic": "holds"}
     worse = (table["rule"] == "KFO") & (table["kind"] == "mlp")
-    parts = meta_optimizers.settle_d3(Record(table.assign(after=table["after"].where(~worse, 0.6)), {})).parts
+    parts = meta_optimizers.settle_d3(
+        Record(table.assign(after=table["after"].where(~worse, 0.6)), {})
+    ).parts
     assert parts["synthetic"] == "partly"
     all_worse = table.assign(after=table["after"].where(table["rule"] != "KFO", 0.6))
     assert meta_optimizers.settle_d3(Record(all_worse, {})).parts["synthetic"] == "fails"

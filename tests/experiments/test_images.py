@@ -1,4 +1,5 @@
-"""Experiments on images: the parts that they share against plain loops, no leak, verdicts of tables made for them."""
+"""Experiments on images: the parts that they share against plain loops, no leak, verdicts of tables
+made for them."""
 
 from dataclasses import replace
 from itertools import product
@@ -22,12 +23,11 @@ from companion.tasks import Task
 from companion.tasks.sources import SPLITS, Source
 
 F64 = torch.float64
-SIZES = Sizes(filters=4, blocks=1, inner=2, meta_batch=3, steps=6, rate=0.01, test_episodes=40, valid_episodes=25)
+SIZES = Sizes(filters=4, blocks=1, inner=2, meta_batch=3, steps=6, rate=0.01, test_episodes=40,
+              valid_episodes=25)
 SETTING = Setting("made", 3, 2, 0.1, queries=4, within=True)
-MODELS = [
-    Model("MAML"), Model("ANIL"), Model("NAL-episodic"), Model("NAL-global"), Model("MAML", "KFO"),
-    Model("ANIL", "Meta-SGD", 1), Model("MAML", "SGD", 2),
-]  # fmt: skip
+MODELS = [Model("MAML"), Model("ANIL"), Model("NAL-episodic"), Model("NAL-global"),
+          Model("MAML", "KFO"), Model("ANIL", "Meta-SGD", 1), Model("MAML", "SGD", 2)]
 GROUPS, EACH, IMAGES = 4, 16, 10
 
 
@@ -36,12 +36,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Source:
     """Four groups of 16 classes of noisy 8 x 8 patterns, in place of any source."""
     rng = torch_stream(0, "tests/images")
     patterns = torch.rand(GROUPS * EACH, 1, 1, 8, 8, generator=rng)
-    images = (patterns + 0.2 * torch.randn(GROUPS * EACH, IMAGES, 1, 8, 8, generator=rng)).clamp(0, 1)
+    images = (patterns + 0.2 * torch.randn(GROUPS * EACH, IMAGES, 1, 8, 8, generator=rng)).clamp(
+        0, 1
+    )
     group = torch.arange(GROUPS * EACH) // EACH
     first, sizes = torch.arange(len(group)) * IMAGES, torch.full((len(group),), IMAGES)
-    splits = {split: (torch.arange(len(group)) % 4).eq(i).nonzero().flatten() for i, split in enumerate(SPLITS)}
+    splits = {split: (torch.arange(len(group)) % 4).eq(i).nonzero().flatten()
+              for i, split in enumerate(SPLITS)}
     names = tuple(map(str, range(len(group))))
-    found = Source("made", (images * 255).to(torch.uint8).flatten(0, 1), first, sizes, group, names, names[:4], splits)
+    found = Source("made", (images * 255).to(torch.uint8).flatten(0, 1), first, sizes, group, names,
+                   names[:4], splits)
     monkeypatch.setattr(few_shot.sources, "load", lambda name: found)
     few_shot._source.cache_clear()
     yield found
@@ -53,7 +57,9 @@ def fleet(seeds=(0, 1), **options):
 
 
 def double(tree):
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.double() if leaf.dtype.is_floating_point else leaf, tree)
+    return torch.utils._pytree.tree_map(
+        lambda leaf: leaf.double() if leaf.dtype.is_floating_point else leaf, tree
+    )
 
 
 def adapted_by_hand(model: Model, net: nets.Net, params, rule, support, steps: int, alpha: float):
@@ -61,7 +67,8 @@ def adapted_by_hand(model: Model, net: nets.Net, params, rule, support, steps: i
     loss = cross_entropy(net.apply)
     names = nets.head_names(params) if model.method == "ANIL" else tuple(params)
     for _ in range(steps):
-        slopes = torch.autograd.grad(loss(params, support), [params[n] for n in names], create_graph=True)
+        slopes = torch.autograd.grad(loss(params, support), [params[n] for n in names],
+                                     create_graph=True)
         updates = RULES[model.rule](alpha).apply(rule, dict(zip(names, slopes, strict=True)))
         params = params | {n: params[n] - updates[n] for n in names}
     return params
@@ -84,11 +91,14 @@ def test_meta_gradients_equal_a_loop_over_tasks(model: Model) -> None:
                 x, y = (torch.cat(sides) for sides in zip(task.support, task.query, strict=True))
                 total = total + torch.nn.functional.cross_entropy(net.apply(plain, x), y) / 3
             else:
-                moved = adapted_by_hand(model, net, plain, rule, task.support, SIZES.inner, SETTING.alpha)
+                moved = adapted_by_hand(model, net, plain, rule, task.support, SIZES.inner,
+                                        SETTING.alpha)
                 total = total + cross_entropy(net.apply)(moved, task.query) / 3
         assert values[run].item() == pytest.approx(total.item(), rel=1e-9)
         for (name, leaf), slope in zip(
-            leaves.items(), torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True
+            leaves.items(),
+            torch.autograd.grad(total, list(leaves.values()), allow_unused=True),
+            strict=True,
         ):
             expected = torch.zeros_like(leaf) if slope is None else slope
             gap = (gradients[name][run] - expected).norm()
@@ -98,12 +108,16 @@ def test_meta_gradients_equal_a_loop_over_tasks(model: Model) -> None:
 @pytest.mark.parametrize("model", [MODELS[0], MODELS[4], MODELS[5]], ids=str)
 def test_accuracies_equal_a_loop_over_episodes(model: Model) -> None:
     of = fleet()
-    params, net, drawn = few_shot.start(of, model, SIZES), few_shot.network(of, model, SIZES), of.draw("test", "x", 25)
+    params, net, drawn = (few_shot.start(of, model, SIZES), few_shot.network(of, model, SIZES),
+                          of.draw("test", "x", 25))
     found = few_shot.accuracies(of, model, SIZES, params, [0.1, 0.3], (0, 1, 3), drawn, 30)
     assert found.shape == (2, 30, 3)
     for run, i, (j, k) in product(range(2), (0, 7, 24, 26), enumerate((0, 1, 3))):
-        task = torch.utils._pytree.tree_map(lambda leaf, run=run, i=i: leaf[run, i % 25], drawn(i // 25))
-        plain, rule = parted({name: value[run].clone().requires_grad_() for name, value in params.items()})
+        task = torch.utils._pytree.tree_map(lambda leaf, run=run, i=i: leaf[run, i % 25],
+                                            drawn(i // 25))
+        plain, rule = parted(
+            {name: value[run].clone().requires_grad_() for name, value in params.items()}
+        )
         moved = adapted_by_hand(model, net, plain, rule, task.support, k, [0.1, 0.3][run])
         right = (net.apply(moved, task.query[0]).argmax(-1) == task.query[1]).double().mean().item()
         assert found[run, i, j] == pytest.approx(right, abs=1e-6)
@@ -117,7 +131,9 @@ def chance(of, model: Model, params, k: int, relabel: bool) -> float:
         task = drawn(step)
         rng = torch_stream(step, "tests/relabel")
         order = torch.rand(*task.query[1].shape[:2], SETTING.ways, generator=rng).argsort(-1)
-        return Task(task.support, (task.query[0], order.gather(-1, task.query[1]))) if relabel else task
+        return (Task(task.support, (task.query[0], order.gather(-1, task.query[1])))
+                if relabel
+                else task)
 
     right = few_shot.accuracies(of, model, SIZES, params, [0.1] * 2, [k], shuffled, 400)[..., 0]
     found = estimate(np.round(right, 6).ravel())
@@ -143,11 +159,14 @@ def test_the_global_head_is_replaced_by_zeros() -> None:
     assert not torch.equal(found.params["0.conv"], start["0.conv"])
     assert (found.loss < np.log(GROUPS * EACH // 2) + 1).all()
     untrained = few_shot.train(of, Model("untrained"), SIZES)
-    assert torch.equal(untrained.params["0.conv"], few_shot.start(of, Model("MAML"), SIZES)["0.conv"])
+    assert torch.equal(untrained.params["0.conv"],
+                       few_shot.start(of, Model("MAML"), SIZES)["0.conv"])
 
 
-@pytest.mark.parametrize(("method", "labels"), [("NAL-global", GROUPS * EACH // 2), ("NAL-episodic", SETTING.ways)])
-def test_nal_trains_on_labels_of_its_own_kind(method: str, labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "labels"),
+                         [("NAL-global", GROUPS * EACH // 2), ("NAL-episodic", SETTING.ways)])
+def test_nal_trains_on_labels_of_its_own_kind(method: str, labels: int,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def untrained(gradient, params, draw, **options):
@@ -175,13 +194,16 @@ def test_the_own_step_is_the_best_on_validation_classes() -> None:
     chosen = few_shot.validated(of, model, sizes, params, (0, 5), fraction=0.0)
     assert chosen.alphas[:, 1].tolist() == [0.2, 0.2]  # the smaller one moves nothing
     assert (chosen.accuracy[:, 1] > chosen.accuracy[:, 0] + 0.1).all()
-    rows = few_shot.scores(of, model, sizes, params, (0, 5), {"easy": 0.0, "hard": 1.0}, fraction=0.0)
+    rows = few_shot.scores(of, model, sizes, params, (0, 5), {"easy": 0.0, "hard": 1.0},
+                           fraction=0.0)
     assert len(rows) == 2 * 2 * 2 * 2
     told = {(row["rate"], row["step"]) for row in rows if row["k"] == 5}
     assert told == {("training", 0.1), ("own", 0.2)}
 
 
-def test_an_interrupted_training_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_training_ends_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COMPANION_CACHE", str(tmp_path))
     monkeypatch.setattr(few_shot, "_CHECKPOINT_EVERY", 2)
     of, model = fleet(), Model("MAML", "KFO")
@@ -225,10 +247,9 @@ def test_rules_take_smaller_outer_steps() -> None:
 
 
 FEW = replace(SIZES, steps=2, test_episodes=4, valid_episodes=4)
-LANDSCAPE = replace(
-    landscape_images.PROFILES["quick"], settings=(SETTING,), sizes=replace(FEW, inner=1), packed=1,
-    plain=(SETTING,), plain_sizes=FEW, seeds=2, ks=(1, 2),
-)  # fmt: skip
+LANDSCAPE = replace(landscape_images.PROFILES["quick"], settings=(SETTING,),
+                    sizes=replace(FEW, inner=1), packed=1, plain=(SETTING,), plain_sizes=FEW,
+                    seeds=2, ks=(1, 2))
 
 
 @pytest.fixture
@@ -250,7 +271,10 @@ def record(table: pd.DataFrame, base: float = 0.5) -> Record:
 def test_landscape_rows_name_their_environment_and_verdicts_follow_them(short: None) -> None:
     table = table_of(landscape_images, LANDSCAPE)
     hard = table[table["hard"]]
-    assert set(hard[hard["trained"].isin(["easy", "nothing"])]["environment"]) == {"packed", "spread"}
+    assert set(hard[hard["trained"].isin(["easy", "nothing"])]["environment"]) == {
+        "packed",
+        "spread",
+    }
     trained = hard[hard["trained"].isin(["packed", "spread"])]
     assert (trained["trained"] == trained["environment"]).all()
     assert set(table[~table["hard"]]["method"]) == {"MAML", "NAL-global", "untrained"}
@@ -258,14 +282,18 @@ def test_landscape_rows_name_their_environment_and_verdicts_follow_them(short: N
 
     def told(table: pd.DataFrame) -> tuple[str, str]:
         return tuple(settle(record(table)).verdict
-                     for settle in (landscape_images.settle_l5, landscape_images.settle_l6))  # fmt: skip
+                     for settle in (landscape_images.settle_l5, landscape_images.settle_l6))
 
     flat = table.assign(accuracy=0.5)
     assert told(flat) == ("fails", "fails")
     packed = flat["environment"] == "packed"
-    better = flat.assign(accuracy=flat["accuracy"].where(~(own & packed), 0.6 + 0.01 * flat["seed"]))
+    better = flat.assign(
+        accuracy=flat["accuracy"].where(~(own & packed), 0.6 + 0.01 * flat["seed"])
+    )
     assert told(better) == ("holds", "fails")
-    rising = flat.assign(accuracy=flat["accuracy"].where(~own, 0.5 + (0.2 + 0.01 * flat["seed"]) * flat["fraction"]))
+    rising = flat.assign(
+        accuracy=flat["accuracy"].where(~own, 0.5 + (0.2 + 0.01 * flat["seed"]) * flat["fraction"])
+    )
     assert told(rising) == ("fails", "holds")
     once = rising.assign(accuracy=rising["accuracy"].where(rising["k"] == 1, 0.5))
     assert told(once) == ("fails", "partly")
@@ -274,18 +302,21 @@ def test_landscape_rows_name_their_environment_and_verdicts_follow_them(short: N
     assert landscape_images.slopes(rising)["slope"].tolist() == pytest.approx([0.205] * 4)
 
 
-DEPTH = replace(
-    depth_images.PROFILES["quick"], settings=(SETTING,), sizes=FEW, blocks=(1, 2),
-    methods=("MAML", "ANIL"), models=tuple(depth_images.MODELS), alphas=(0.3, 1.0), ks=(2, 4), seeds=2,
-)  # fmt: skip
+DEPTH = replace(depth_images.PROFILES["quick"], settings=(SETTING,), sizes=FEW, blocks=(1, 2),
+                methods=("MAML", "ANIL"), models=tuple(depth_images.MODELS), alphas=(0.3, 1.0),
+                ks=(2, 4), seeds=2)
 
 
 def test_depth_rows_and_verdicts(short: None) -> None:
     table = table_of(depth_images, DEPTH)
-    counted = table.drop_duplicates(["blocks", "method", "model"]).set_index(["blocks", "method", "model"])
+    counted = table.drop_duplicates(["blocks", "method", "model"]).set_index(
+        ["blocks", "method", "model"]
+    )
     assert counted.loc[(1, "MAML", "learned rate"), "own_parameters"] == 1
     plain = counted.loc[(1, "MAML", "plain"), "parameters"]
-    assert counted.loc[(1, "MAML", "Meta-SGD"), "own_parameters"] == plain == 9 * 4 + 8 + 3 * (4 * 16 + 1)
+    assert (counted.loc[(1, "MAML", "Meta-SGD"), "own_parameters"]
+            == plain
+            == 9 * 4 + 8 + 3 * (4 * 16 + 1))
     assert counted.loc[(1, "ANIL", "Meta-SGD"), "own_parameters"] == 3 * (4 * 16 + 1)
     assert counted.loc[(1, "MAML", "LinNet"), "parameters"] == 9 * 4 + 8 + 64 * 65 + 3 * 65
     best = depth_images.at_best(table)
@@ -294,7 +325,7 @@ def test_depth_rows_and_verdicts(short: None) -> None:
 
     def told(table: pd.DataFrame) -> tuple[str, str]:
         return tuple(settle(record(table)).verdict
-                     for settle in (depth_images.settle_d2, depth_images.settle_d3))  # fmt: skip
+                     for settle in (depth_images.settle_d2, depth_images.settle_d3))
 
     assert told(flat) == ("fails", "fails")
 
@@ -306,7 +337,9 @@ def test_depth_rows_and_verdicts(short: None) -> None:
     assert told(raised("KFO")) == ("fails", "holds")
     assert told(raised("KFO", flat["blocks"] == 1)) == ("fails", "partly")
     lifted = raised("LinNet")
-    both = lifted.assign(accuracy=lifted["accuracy"].where(lifted["model"] != depth_images.COLLAPSED, 0.7))
+    both = lifted.assign(
+        accuracy=lifted["accuracy"].where(lifted["model"] != depth_images.COLLAPSED, 0.7)
+    )
     assert told(both) == ("partly", "fails")
     worse = flat["alpha"] != flat["alpha"].iloc[0]
     chosen = flat.assign(accuracy=0.5 + 0.1 * worse, valid=0.5 + 0.1 * worse)
@@ -317,7 +350,8 @@ def test_depth_rows_and_verdicts(short: None) -> None:
 
 
 def test_a_fleet_that_diverges_is_lost_and_never_chosen(short: None) -> None:
-    config = replace(DEPTH, methods=("MAML",), models=("plain", "LinNet"), blocks=(1,), alphas=(1.0, 1e30))
+    config = replace(DEPTH, methods=("MAML",), models=("plain", "LinNet"), blocks=(1,),
+                     alphas=(1.0, 1e30))
     table = table_of(depth_images, config)
     lost = table[table["alpha"] > 1e20]
     assert set(lost["model"]) == {"plain", "LinNet", depth_images.COLLAPSED}

@@ -13,15 +13,20 @@ from companion.tasks.linear import LinearFamily, easy_and_hard
 from companion.theory.gaussian import q_matrix
 from companion.theory.landscape import Mixture
 
-FAMILY = LinearFamily.from_mixture(Mixture(1.0, 0.1, 3, 10, 0.8, distance=2, var_easy=0.5, var_hard=0.2, noise=0.2))
+FAMILY = LinearFamily.from_mixture(
+    Mixture(1.0, 0.1, 3, 10, 0.8, distance=2, var_easy=0.5, var_hard=0.2, noise=0.2)
+)
 TRAINING = dict(alpha=0.8, support=10, query=10, meta_batch=8)
 
 
 @pytest.mark.parametrize("method", ["nal", "maml"])
 def test_trained_fleets_reach_the_minimiser(method: str) -> None:
-    """Hotelling's test over seeds: the mean of the last iterates is the minimiser, and the other one is rejected."""
+    """Hotelling's test over seeds: the mean of the last iterates is the minimiser, and the other
+    one is rejected."""
     start = np.zeros((24, 3))
-    path = linear.train(FAMILY, method, np.array([1.0]), start, steps=1200, half_life=50, **TRAINING)
+    path = linear.train(
+        FAMILY, method, np.array([1.0]), start, steps=1200, half_life=50, **TRAINING
+    )
     last = path[-200:, :, 0].mean(axis=0)
     targets = {"nal": FAMILY.minimiser_nal(), "maml": FAMILY.minimiser_maml(0.8, 10)}
     p_values = {}
@@ -49,7 +54,8 @@ def test_finite_tasks_converge_at_rate_one_over_tasks() -> None:
     exact = {"nal": FAMILY.minimiser_nal(), "maml": FAMILY.minimiser_maml(0.8, 10)}
     errors: dict[str, list] = {"nal": [], "maml": []}
     for seed in range(24):
-        found = [linear.from_finite_tasks(FAMILY, 0.8, 10, 10, t, stream(seed, f"tests/{t}")) for t in tasks]
+        found = [linear.from_finite_tasks(FAMILY, 0.8, 10, 10, t, stream(seed, f"tests/{t}"))
+                 for t in tasks]
         for i, name in enumerate(errors):
             alpha = 0.0 if name == "nal" else 0.8
             best = FAMILY.risk(exact[name], alpha, 10)
@@ -66,7 +72,8 @@ def test_the_plug_in_is_biased_and_less_so_with_more_samples() -> None:
     exact = FAMILY.minimiser_maml(0.8, 10)
     misses = []
     for samples in (10, 40, 160):
-        found = [linear.plug_in(FAMILY, 0.8, 10, samples, 20_000, stream(s, "tests"))[0] for s in range(4)]
+        found = [linear.plug_in(FAMILY, 0.8, 10, samples, 20_000, stream(s, "tests"))[0]
+                 for s in range(4)]
         misses.append(estimate(np.array(found) - exact[0]))
     assert misses[0].sigmas(0) > 10
     assert misses[0].value > 2 * misses[1].value > 4 * misses[2].value
@@ -74,35 +81,32 @@ def test_the_plug_in_is_biased_and_less_so_with_more_samples() -> None:
 
 def test_reusing_the_support_is_another_estimand() -> None:
     start = FAMILY.minimiser_maml(0.8, 10)[None]
-    risks = {
-        reuse: estimate(
-            linear.adapted_risks(FAMILY, start, 0.8, 10, stream(0, "tests"), 40_000, steps=3, reuse=reuse)[0]
-        )
-        for reuse in (False, True)
-    }
+    risks = {reuse: estimate(
+                 linear.adapted_risks(FAMILY, start, 0.8, 10, stream(0, "tests"), 40_000, steps=3,
+                                      reuse=reuse)[0]
+             )
+             for reuse in (False, True)}
     exact = float(FAMILY.risk(start[0], 0.8, 10, steps=3))
     assert abs(risks[False].sigmas(exact)) < 4
     assert abs(risks[True].sigmas(exact)) > 10
 
 
 def test_a_race_counts_what_training_does() -> None:
-    """Its steps are those of the plain training run, its condition that of E[Q], its noise falls with the batch."""
-    family = easy_and_hard(
-        stream(0, "tests/race"),
-        np.array([1.0, 0.5, 0.2]),
-        np.array([0.3, 0.3, 0.1]),
-        distance=2,
-        var_easy=1,
-        var_hard=1,
-    )
+    """Its steps are those of the plain training run, its condition that of E[Q], its noise falls
+    with the batch."""
+    family = easy_and_hard(stream(0, "tests/race"), np.array([1.0, 0.5, 0.2]),
+                           np.array([0.3, 0.3, 0.1]), distance=2, var_easy=1, var_hard=1)
     setting = dict(alpha=0.8, support=10, query=10, steps=40)
     rates = np.array([0.25, 1.0, 2.0])
     run = linear.race(family, "maml", rates, meta_batch=8, tuning_seeds=3, seeds=4, **setting)
     optimum = family.minimiser_maml(0.8, 10)
     starts = 2 * np.stack([stream(seed, "linear/start").standard_normal(3) for seed in range(7)])
-    path = linear.train(family, "maml", np.array([run.rate]), starts, meta_batch=8, **setting)[:, 3:, 0]
+    path = linear.train(family, "maml", np.array([run.rate]), starts, meta_batch=8, **setting)[
+        :, 3:, 0
+    ]
     risk = family.risk(path, 0.8, 10)
-    assert run.steps.tolist() == linear.steps_to_reach(risk, 1.1 * family.risk(optimum, 0.8, 10)).tolist()
+    assert (run.steps.tolist()
+            == linear.steps_to_reach(risk, 1.1 * family.risk(optimum, 0.8, 10)).tolist())
     assert run.steps.min() > 0
     mean_q = q_matrix(family.covariances, 0.8, 10).mean(axis=0)
     assert run.condition == pytest.approx(np.linalg.cond(mean_q), rel=1e-9)

@@ -1,4 +1,5 @@
-"""The two-layer experiment: its parts against oracles, and its verdict against tables made for it."""
+"""The two-layer experiment: its parts against oracles, and its verdict against tables made for
+it."""
 
 from dataclasses import replace
 
@@ -19,11 +20,12 @@ from companion.theory.gaussian import q_matrix
 from companion.theory.kernels import population_loss
 
 F64 = torch.float64
-BASE = {"rho_easy": 1.0, "rho_hard": 0.2, "distance": 1.0, "var_easy": 0.1, "var_hard": 0.02, "alpha": 0.9}
-TINY = two_layer.Config(
-    dim=6, hidden=2, base=BASE, sweeps={"distance": (0.5, 1.5), "support": (30,), "hidden": (1,)},
-    softplus_support=60, seeds=3, tasks=5, steps=20, query=10, test_tasks=100, test_query=60,
-)  # fmt: skip
+BASE = {"rho_easy": 1.0, "rho_hard": 0.2, "distance": 1.0, "var_easy": 0.1, "var_hard": 0.02,
+        "alpha": 0.9}
+TINY = two_layer.Config(dim=6, hidden=2, base=BASE,
+                        sweeps={"distance": (0.5, 1.5), "support": (30,), "hidden": (1,)},
+                        softplus_support=60, seeds=3, tasks=5, steps=20, query=10, test_tasks=100,
+                        test_query=60)
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -48,7 +50,8 @@ def test_the_drawn_curvature_is_the_exact_one() -> None:
 
 
 def test_what_a_step_leaves_undone() -> None:
-    """Q with m samples against drawn supports, for which Wick's formula for Gaussian features is too low."""
+    """Q with m samples against drawn supports, for which Wick's formula for Gaussian features is
+    too low."""
     m, alpha, draws = 12, 0.5, 40_000
     w, rho = normal(2, 3), torch.tensor(0.8, dtype=F64)
     h = local.curvature("relu", w, rho, normal(1, 3)).numpy()
@@ -61,7 +64,8 @@ def test_what_a_step_leaves_undone() -> None:
     assert abs(drawn.mean() - np.trace(q)) < 4 * error
     assert abs(drawn.mean() - np.trace(q_matrix(h, alpha, m))) > 10 * error
     full = local.leftover("relu", w, rho, h, alpha, None, normal(1, 3))
-    np.testing.assert_allclose(full, (np.eye(6) - alpha * h) @ h @ (np.eye(6) - alpha * h), atol=1e-12)
+    np.testing.assert_allclose(full, (np.eye(6) - alpha * h) @ h @ (np.eye(6) - alpha * h),
+                               atol=1e-12)
 
 
 def test_scores_are_those_of_each_task() -> None:
@@ -74,7 +78,9 @@ def test_scores_are_those_of_each_task() -> None:
         family = measure.run(of, run)
         one = {"weight": params["weight"][run]}
         for task in range(4):
-            t, rho, group = teachers.teacher(family, {name: value[run, task] for name, value in drawn.items()})
+            t, rho, group = teachers.teacher(
+                family, {name: value[run, task] for name, value in drawn.items()}
+            )
 
             def loss(p, batch, t=t, rho=rho):
                 return population_loss(p["weight"], t, rho, "erf")
@@ -88,19 +94,25 @@ def test_scores_are_those_of_each_task() -> None:
 
 def test_the_inner_step_is_relative_to_the_easy_curvature() -> None:
     of = measure.fleet("relu", [BASE], [0], dim=6, hidden=2, support=None)
-    top = torch.linalg.eigvalsh(local.mean_curvature("relu", measure.run(of, 0), teachers.EASY, 0))[-1]
+    top = torch.linalg.eigvalsh(local.mean_curvature("relu", measure.run(of, 0), teachers.EASY, 0))[
+        -1
+    ]
     assert (of.alpha[0] * top).item() == pytest.approx(0.9, rel=1e-10)
 
 
 def test_nearby_tasks_are_as_the_linear_theory_says() -> None:
-    """Where all teachers are close together the quadratic models are exact: measured and predicted risks agree."""
-    near = {name: value * 0.01 if "var" in name else value for name, value in BASE.items()} | {"distance": 0.2}
+    """Where all teachers are close together the quadratic models are exact: measured and predicted
+    risks agree."""
+    near = {name: value * 0.01 if "var" in name else value for name, value in BASE.items()} | {
+        "distance": 0.2
+    }
     of = measure.fleet("relu", [near], [0, 1, 2], dim=6, hidden=2, support=None)
     sizes = measure.Sizes(tasks=20, steps=600, rate=0.03, query=0, test_tasks=600)
     for method in measure.METHODS:
         risk = measure.scores(of, measure.train(of, method, sizes), sizes).after.mean(1)
         for i, seed in enumerate(of.seeds):
-            said = local.predict("relu", measure.run(of, i), float(of.alpha[i]), None, seed, count=400)
+            said = local.predict("relu", measure.run(of, i), float(of.alpha[i]), None, seed,
+                                 count=400)
             assert risk[i].item() == pytest.approx(getattr(said, f"risk_{method}"), rel=0.15)
 
 
@@ -123,13 +135,16 @@ def test_values_of_a_sweep_do_not_see_each_other() -> None:
     one = two_layer.compute(alone, two_layer.points(alone)[0], "cpu")
     for row, same in zip(both[3:], one, strict=True):
         for name, value in row.items():
-            assert value == same[name] if isinstance(value, str) else value == pytest.approx(same[name], rel=1e-4)
+            assert (value == same[name]
+                    if isinstance(value, str)
+                    else value == pytest.approx(same[name], rel=1e-4))
 
 
 def test_settings() -> None:
     assert two_layer.setting(TINY, "alpha", 0.3) == BASE | {"alpha": 0.3}
     assert two_layer.setting(TINY, "support", 30) == BASE
-    assert two_layer.setting(TINY, "hidden", 1) == BASE | {"rho_hard": 1.0, "distance": pytest.approx(2**-0.5)}
+    assert two_layer.setting(TINY, "hidden", 1) == BASE | {"rho_hard": 1.0,
+                                                           "distance": pytest.approx(2**-0.5)}
     for config in two_layer.PROFILES.values():
         for sweep, xs in config.sweeps.items():
             assert sweep in ("support", "hidden") or config.base[sweep] in xs
@@ -162,13 +177,21 @@ def test_the_verdict_flips() -> None:
     erf = table["activation"] == "erf"
     unequal = (table["sweep"] == "rho_hard") & (table["x"] == 1)
     near = (table["sweep"] == "rho_hard") & (table["x"] == 0.2)
-    assert parts(table.assign(nal=table["nal"].where(~unequal, table["nal"] * 1.03))) == ["fails", "holds", "holds"]
+    assert parts(table.assign(nal=table["nal"].where(~unequal, table["nal"] * 1.03))) == [
+        "fails",
+        "holds",
+        "holds",
+    ]
     assert parts(table.assign(nal=table["nal"].where(~(unequal & erf), table["nal"] * 1.03))) == [
         "partly",
         "holds",
         "holds",
     ]
-    assert parts(table.assign(nal=table["nal"].where(~(near & erf), 0.105))) == ["holds", "partly", "holds"]
+    assert parts(table.assign(nal=table["nal"].where(~(near & erf), 0.105))) == [
+        "holds",
+        "partly",
+        "holds",
+    ]
     reverse = table.assign(predicted_nal=2 / table["predicted_nal"])
     assert parts(reverse) == ["holds", "holds", "fails"]
     wide = made(noise=0.2)
@@ -179,5 +202,6 @@ def test_the_base_setting_counts_once() -> None:
     config = two_layer.PROFILES["full"]
     rows = two_layer.landscape_rows(made(), config.base)
     settings = rows.groupby(["sweep", "x"]).size()
-    assert len(settings) == sum(len(xs) for sweep, xs in config.sweeps.items() if sweep != "hidden") - 3
+    assert (len(settings)
+            == sum(len(xs) for sweep, xs in config.sweeps.items() if sweep != "hidden") - 3)
     assert ("distance", config.base["distance"]) in settings.index

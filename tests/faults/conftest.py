@@ -22,12 +22,12 @@ class Toy:
         return self.folder / "toy" / "quick"
 
     def start(self, *arguments: str, seconds: float = 0, bad: str = "{}") -> subprocess.Popen:
-        environment = os.environ | {
-            "COMPANION_RESULTS": str(self.folder), "TOY_LOG": str(self.log), "TOY_SECONDS": str(seconds),
-            "TOY_BAD": bad, "PYTHONPATH": str(HERE),
-        }  # fmt: skip
+        environment = os.environ | {"COMPANION_RESULTS": str(self.folder), "TOY_LOG": str(self.log),
+                                    "TOY_SECONDS": str(seconds), "TOY_BAD": bad,
+                                    "PYTHONPATH": str(HERE)}
         command = [sys.executable, str(HERE / "toy.py"), *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
 
     def run(self, *arguments: str, seconds: float = 0, bad: str = "{}") -> tuple[int, str]:
         process = self.start(*arguments, seconds=seconds, bad=bad)

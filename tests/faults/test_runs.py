@@ -1,4 +1,5 @@
-"""Runs that are killed, crossed, starved and lied to: the right table in the end, or one clear error."""
+"""Runs that are killed, crossed, starved and lied to: the right table in the end, or one clear
+error."""
 
 import json
 import os
@@ -15,7 +16,8 @@ import pytest
 
 from companion import records
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="process trees are read from /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(),
+                                reason="process trees are read from /proc")
 
 
 def descendants(pid: int) -> set[int]:
@@ -71,10 +73,14 @@ def test_sigkill_at_random_moments(toy, make_toy, how: tuple[str, ...]) -> None:
         kills.append((journaled(next(where.glob("journal-*"))), len(toy.computed())))
     code, said = toy.run("profile", "long", *how)
     assert code == 0, said
-    assert (where / "table.csv").read_bytes() == (calm.folder / "toy" / "long" / "table.csv").read_bytes()
+    assert (where / "table.csv").read_bytes() == (
+        calm.folder / "toy" / "long" / "table.csv"
+    ).read_bytes()
     assert not list(where.glob("journal-*"))
     assert len(kills[-1][0]) > 10
-    assert all(not kept & set(toy.computed()[seen:]) for kept, seen in kills)  # no journaled point twice
+    assert all(
+        not kept & set(toy.computed()[seen:]) for kept, seen in kills
+    )  # no journaled point twice
 
 
 def test_no_journaled_point_is_computed_twice(toy, reference: bytes) -> None:
@@ -113,9 +119,12 @@ def test_two_runs_at_once(toy, reference: bytes) -> None:
     assert toy.table() == reference
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("nan", "value is nan"), ("diverge", "not finite from step 17")])
+@pytest.mark.parametrize(("kind", "reason"),
+                         [("nan", "value is nan"), ("diverge", "not finite from step 17")])
 @pytest.mark.parametrize("how", [(), ("workers", "2")], ids=["in process", "two workers"])
-def test_numbers_that_are_none_are_failed_points(toy, kind: str, reason: str, how: tuple[str, ...]) -> None:
+def test_numbers_that_are_none_are_failed_points(
+    toy, kind: str, reason: str, how: tuple[str, ...]
+) -> None:
     code, said = toy.run(*how, bad=json.dumps({"3": kind}))
     assert code != 0
     assert reason in said
@@ -172,11 +181,13 @@ def test_an_altered_record_is_not_overwritten_but_by_fresh(toy, reference: bytes
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(lambda t: t[: len(t) // 2], "whole provenance file"), (lambda t: "{}", "whole provenance file"),
+    [(lambda t: t[: len(t) // 2], "whole provenance file"),
+     (lambda t: "{}", "whole provenance file"),
      (lambda t: t.replace('"config_hash": "', '"config_hash": "0'), "the experiment has changed")],
     ids=["truncated", "empty", "another config"],
-)  # fmt: skip
-def test_a_damaged_provenance(toy, monkeypatch: pytest.MonkeyPatch, damage: Callable[[str], str], message: str) -> None:
+)
+def test_a_damaged_provenance(toy, monkeypatch: pytest.MonkeyPatch, damage: Callable[[str], str],
+                              message: str) -> None:
     toy.run()
     monkeypatch.setenv("COMPANION_RESULTS", str(toy.folder))
     path = toy.record / "provenance.json"
@@ -237,9 +248,8 @@ def test_dask_loses_a_worker_and_no_point(toy, reference: bytes) -> None:
     here = Path(__file__).parent
     known = {"TOY_LOG": str(toy.log), "TOY_SECONDS": "0.1", "PYTHONPATH": str(here)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(
-        [sys.executable, str(here / "cluster.py")], env=os.environ | known, text=True, **pipes
-    ) as dask:
+    with subprocess.Popen([sys.executable, str(here / "cluster.py")], env=os.environ | known,
+                          text=True, **pipes) as dask:
         address, victim, _ = dask.stdout.readline().split()
         run = toy.start("scheduler", address)
         while len(toy.computed()) < 5 and run.poll() is None:

@@ -1,7 +1,8 @@
-"""A tiny experiment for the fault tests, and a program that runs it: ``python toy.py [workers N | scheduler ADDR]``.
+"""A tiny experiment for the fault tests, and a program that runs it: ``python toy.py [workers N |
+scheduler ADDR]``.
 
-Every computed point leaves its number in the file TOY_LOG; TOY_SECONDS is how long a point takes; the points named
-in TOY_BAD (a JSON object: point -> "nan", "diverge", "raise") fail.
+Every computed point leaves its number in the file TOY_LOG; TOY_SECONDS is how long a point takes;
+the points named in TOY_BAD (a JSON object: point -> "nan", "diverge", "raise") fail.
 """
 
 import json
@@ -39,7 +40,8 @@ def compute(config, point, device):
     return [{**point, "repeat": i, "value": value if i == 0 else rng.random()} for i in range(3)]
 
 
-PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10_000), "long": Config(count=200)}
+PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10_000),
+            "long": Config(count=200)}
 EXPERIMENT = experiments.Experiment("toy", "a test", PROFILES, points, compute)
 
 

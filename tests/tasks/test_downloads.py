@@ -84,12 +84,10 @@ def test_a_bad_copy_is_replaced(place) -> None:
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize(
     ("way", "said"),
-    [
-        ("cut", "must be reachable and whole, got .*; try again, or put the file at"),
-        ("none", "must be reachable and whole, got HTTPError: 404"),
-        ("altered", "must have the published MD5 .*, got another file"),
-        ("no server", "must be reachable and whole, got ConnectionError"),
-    ],
+    [("cut", "must be reachable and whole, got .*; try again, or put the file at"),
+     ("none", "must be reachable and whole, got HTTPError: 404"),
+     ("altered", "must have the published MD5 .*, got another file"),
+     ("no server", "must be reachable and whole, got ConnectionError")],
 )
 def test_a_download_that_fails(place, way: str, said: str, there: bool) -> None:
     if way == "altered":
@@ -101,11 +99,14 @@ def test_a_download_that_fails(place, way: str, said: str, there: bool) -> None:
         path.write_bytes(b"an old copy")
     with pytest.raises(DataError, match=said):
         downloads.fetch("omniglot")
-    assert [file.read_bytes() for file in path.parent.iterdir()] == ([b"an old copy"] if there else [])
+    assert [file.read_bytes() for file in path.parent.iterdir()] == (
+        [b"an old copy"] if there else []
+    )
 
 
 def test_what_cannot_be_fetched() -> None:
-    with pytest.raises(ValueError, match="source must be one that can be fetched, got glyphs: it is drawn"):
+    with pytest.raises(ValueError,
+                       match="source must be one that can be fetched, got glyphs: it is drawn"):
         downloads.fetch("glyphs")
     with pytest.raises(ValueError, match="got mini_imagenet: put your own files"):
         downloads.fetch("mini_imagenet")
@@ -119,7 +120,9 @@ def test_published_files_are_named_in_full() -> None:
         assert len(of.md5) == 32
 
 
-def test_locate_fetches_what_is_missing_and_checks_what_is_there(place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_fetches_what_is_missing_and_checks_what_is_there(
+    place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = place("/whole")
     opened: list[bytes] = []
 
@@ -136,7 +139,8 @@ def test_locate_fetches_what_is_missing_and_checks_what_is_there(place, monkeypa
     assert opened == [CONTENT, CONTENT]
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                     tmp_path: Path) -> None:
     from companion import cli
 
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))

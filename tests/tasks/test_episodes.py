@@ -17,9 +17,11 @@ def source() -> Source:
     images = [torch.tensor([[c, i]]) for c in range(CLASSES) for i in range(int(count[c]))]
     stacked = torch.stack(images).reshape(-1, 2, 1, 1).to(torch.uint8)
     group = torch.arange(CLASSES) % GROUPS
-    splits = {"train": torch.arange(16), "validation": torch.arange(16, 20), "test": torch.arange(20, 24)}
+    splits = {"train": torch.arange(16), "validation": torch.arange(16, 20),
+              "test": torch.arange(20, 24)}
     names = tuple(map(str, range(CLASSES)))
-    return Source("told", stacked, count.cumsum(0) - count, count, group, names, tuple("abcd"), splits)
+    return Source("told", stacked, count.cumsum(0) - count, count, group, names, tuple("abcd"),
+                  splits)
 
 
 def told(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +45,8 @@ def test_shapes_and_labels(source: Source) -> None:
 
 
 def test_ten_thousand_episodes_leak_nothing(source: Source) -> None:
-    """No image in support and query, no image twice, no class under two labels, none of another split."""
+    """No image in support and query, no image twice, no class under two labels, none of another
+    split."""
     for split in ("train", "test"):
         (x, y), (query, query_y) = draw(source, 10_000, split, queries=6)
         kind, number = (torch.cat(parts, 1) for parts in zip(told(x), told(query), strict=True))
@@ -113,7 +116,9 @@ def test_classes_split_within_groups(source: Source) -> None:
     assert everything.sort().values.tolist() == list(range(CLASSES))
     for split, each in zip(SPLITS, (3, 1, 2), strict=True):  # of six classes in a group
         assert torch.bincount(source.group[found.splits[split]]).tolist() == [each] * GROUPS
-    assert all(torch.equal(found.splits[split], within_groups(source).splits[split]) for split in SPLITS)
+    assert all(
+        torch.equal(found.splits[split], within_groups(source).splits[split]) for split in SPLITS
+    )
     for shares in ((0.5, 0.5, 0.0), (0.5, 0.4, 0.2), (0.5, 0.5)):
         with pytest.raises(ValueError, match="shares must be three positive shares"):
             within_groups(source, shares)
@@ -135,16 +140,16 @@ def test_a_seed_fixes_them(source: Source) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [
-        ({"ways": 17}, "ways must be at most the 16 classes of the pool, got 17"),
-        ({"queries": 7}, r"shots \+ queries must be at most the 8 images of the smallest class, got 9"),
-        ({"shots": 0}, "shots must be at least 1"),
-        ({"hard_fraction": 1.5}, r"hard_fraction must lie in \[0, 1\]"),
-        ({"ways": 5, "hard_fraction": 0.5}, "ways must be at most the classes of some group, got 5"),
-        ({"split": "all"}, "split must be one of train, validation, test, got 'all'"),
-        ({"hard_fraction": 0.5, "hard_groups": [1, 9]}, r"hard_groups must have 3 classes each, got \[9\]"),
-        ({"groups": [9]}, "groups must have a class in the train split"),
-    ],
+    [({"ways": 17}, "ways must be at most the 16 classes of the pool, got 17"),
+     ({"queries": 7},
+      r"shots \+ queries must be at most the 8 images of the smallest class, got 9"),
+     ({"shots": 0}, "shots must be at least 1"),
+     ({"hard_fraction": 1.5}, r"hard_fraction must lie in \[0, 1\]"),
+     ({"ways": 5, "hard_fraction": 0.5}, "ways must be at most the classes of some group, got 5"),
+     ({"split": "all"}, "split must be one of train, validation, test, got 'all'"),
+     ({"hard_fraction": 0.5, "hard_groups": [1, 9]},
+      r"hard_groups must have 3 classes each, got \[9\]"),
+     ({"groups": [9]}, "groups must have a class in the train split")],
 )
 def test_bad_input(source: Source, options, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -33,7 +33,9 @@ def test_every_character_is_in_the_font(characters: glyphs.Characters) -> None:
     import matplotlib
     from PIL import ImageFont
 
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 80)
+    font = ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 80
+    )
     missing = glyphs._master("\U000f0000", font)
     assert missing is not None
     gap = (characters.drawings - torch.from_numpy(missing)).abs().mean((1, 2))

@@ -5,10 +5,8 @@ from companion.streams import stream
 from companion.tasks.linear import LinearFamily
 
 COVARIANCES = np.array([[[1.0, 0.5], [0.5, 2.0]], [[0.2, 0.0], [0.0, 0.1]]])
-FIELDS = dict(
-    covariances=COVARIANCES, centres=np.array([[1.0, 0.0], [0.0, -2.0]]), variances=np.array([0.5, 3.0]),
-    weights=np.array([1.0, 3.0]), noise=0.7,
-)  # fmt: skip
+FIELDS = dict(covariances=COVARIANCES, centres=np.array([[1.0, 0.0], [0.0, -2.0]]),
+              variances=np.array([0.5, 3.0]), weights=np.array([1.0, 3.0]), noise=0.7)
 
 
 def test_draws_have_the_moments_they_should() -> None:
@@ -29,15 +27,14 @@ def test_draws_have_the_moments_they_should() -> None:
 
 @pytest.mark.parametrize(
     ("message", "fields"),
-    [
-        ("covariances must be symmetric", dict(covariances=COVARIANCES + np.triu(np.ones((2, 2)), 1))),
-        (r"covariances.shape must be \[group, d, d\]", dict(covariances=COVARIANCES[0])),
-        ("centres.shape must be", dict(centres=np.zeros((2, 3)))),
-        ("variances must be at least 0", dict(variances=np.array([1.0, -1.0]))),
-        ("weights must be at least 0", dict(weights=np.array([1.0, -1.0]))),
-        ("weights must have a positive sum", dict(weights=np.zeros(2))),
-        ("noise must be at least 0", dict(noise=-0.1)),
-    ],
+    [("covariances must be symmetric",
+      dict(covariances=COVARIANCES + np.triu(np.ones((2, 2)), 1))),
+     (r"covariances.shape must be \[group, d, d\]", dict(covariances=COVARIANCES[0])),
+     ("centres.shape must be", dict(centres=np.zeros((2, 3)))),
+     ("variances must be at least 0", dict(variances=np.array([1.0, -1.0]))),
+     ("weights must be at least 0", dict(weights=np.array([1.0, -1.0]))),
+     ("weights must have a positive sum", dict(weights=np.zeros(2))),
+     ("noise must be at least 0", dict(noise=-0.1))],
 )
 def test_bad_input(message: str, fields: dict) -> None:
     with pytest.raises(ValueError, match=message):

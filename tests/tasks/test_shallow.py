@@ -35,12 +35,15 @@ def test_inputs_and_optima_have_the_covariances_that_are_told() -> None:
     for sample, exact in ((x, of.covariance), (w, of.task_covariance)):
         products = sample[:, :, None] * sample[:, None]
         assert ((products.mean(0) - exact).abs() < 4.5 * products.std(0) / len(sample) ** 0.5).all()
-    assert of.task_covariance[0, 3].item() == pytest.approx(0.2, rel=1e-10)  # outputs are correlated, inputs are not
+    assert of.task_covariance[0, 3].item() == pytest.approx(
+        0.2, rel=1e-10
+    )  # outputs are correlated, inputs are not
     assert of.task_covariance[0, 1] == 0
 
 
 def test_axes_can_be_those_of_the_coordinates() -> None:
-    torch.testing.assert_close(family(turned=False).root, torch.diag(torch.tensor(SCALES, dtype=F64)))
+    torch.testing.assert_close(family(turned=False).root,
+                               torch.diag(torch.tensor(SCALES, dtype=F64)))
 
 
 def test_labels() -> None:
@@ -74,7 +77,8 @@ def test_the_exact_query_is_the_expectation() -> None:
     params, loss = net.init(torch_stream(1, "tests"), dtype=F64), squared_error(net.apply)
     exact = loss(params, shallow.task(of, normal, "regression", 5, exact=True).query)
     error = params["0.weight"] - shallow.optimum(of, normal)
-    assert exact.item() == pytest.approx((torch.trace(error @ of.covariance @ error.T) / 2).item(), rel=1e-12)
+    assert exact.item() == pytest.approx((torch.trace(error @ of.covariance @ error.T) / 2).item(),
+                                         rel=1e-12)
     x, y = shallow.task(of, normal, "regression", 5).query
     each = (net.apply(params, x) - y).square().sum(1) / 2
     assert abs(each.mean() - exact) < 4 * each.std() / math.sqrt(len(x))
@@ -82,14 +86,11 @@ def test_the_exact_query_is_the_expectation() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [
-        ({"scales": (1.0, 0.0)}, "scales must be positive, got 0.0 at index"),
-        ({"scales": ()}, r"scales.shape must be \[dim\]"),
-        ({"outputs": 0}, "outputs must be at least 1"),
-        ({"correlation": 1.0}, r"correlation must lie in \[0, 1\)"),
-        ({"noise": -1.0}, "noise must be at least 0"),
-        ({"hidden": -1}, "hidden must be at least 0"),
-    ],
+    [({"scales": (1.0, 0.0)}, "scales must be positive, got 0.0 at index"),
+     ({"scales": ()}, r"scales.shape must be \[dim\]"),
+     ({"outputs": 0}, "outputs must be at least 1"),
+     ({"correlation": 1.0}, r"correlation must lie in \[0, 1\)"),
+     ({"noise": -1.0}, "noise must be at least 0"), ({"hidden": -1}, "hidden must be at least 0")],
 )
 def test_bad_input(options, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -63,23 +63,21 @@ def test_glyphs_are_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(sources._glyphs(2).images, first.images)  # a damaged one is
     (data / "file").write_bytes(b"")
     monkeypatch.setattr(sources.paths, "cache", lambda: data / "file" / "cache")
-    assert torch.equal(sources._glyphs(2).images, first.images)  # a cache that cannot be written is no error
+    assert torch.equal(
+        sources._glyphs(2).images, first.images
+    )  # a cache that cannot be written is no error
 
 
 def omniglot(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A small set in the npz format: 30 alphabets of 2 characters with 3 or 4 drawings, in mixed order."""
+    """A small set in the npz format: 30 alphabets of 2 characters with 3 or 4 drawings, in mixed
+    order."""
     rows = [(a, c, d) for a in range(30) for c in range(2) for d in range(3 + (a + c) % 2)]
     rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     images, labels = noise(len(rows), 32, 32), np.array(rows)
     (root / "omniglot").mkdir(parents=True)
-    np.savez(
-        root / "omniglot/omniglot_background_32x32.npz",
-        images=images,
-        alphabet=labels[:, 0],
-        character=labels[:, 1],
-        drawer=labels[:, 2],
-        alphabet_names=np.array([f"A{i:02}" for i in range(30)]),
-    )
+    np.savez(root / "omniglot/omniglot_background_32x32.npz", images=images, alphabet=labels[:, 0],
+             character=labels[:, 1], drawer=labels[:, 2],
+             alphabet_names=np.array([f"A{i:02}" for i in range(30)]))
     return images, labels
 
 
@@ -103,8 +101,11 @@ def test_omniglot_from_the_archive(data: Path) -> None:
             for c in (1, 2):
                 for d in (1, 2):
                     buffer = io.BytesIO()
-                    Image.fromarray(np.full((105, 105), 255 if d == 1 else 55, np.uint8)).save(buffer, "PNG")
-                    archive.writestr(f"images_background/A{a:02}/character0{c}/0001_0{d}.png", buffer.getvalue())
+                    Image.fromarray(np.full((105, 105), 255 if d == 1 else 55, np.uint8)).save(
+                        buffer, "PNG"
+                    )
+                    archive.writestr(f"images_background/A{a:02}/character0{c}/0001_0{d}.png",
+                                     buffer.getvalue())
     source = sources.load("omniglot")
     check(source)
     assert source.images.shape == (120, 1, 28, 28)
@@ -115,9 +116,12 @@ def test_omniglot_from_the_archive(data: Path) -> None:
 def sheets(root: Path) -> None:
     (root / "cifar100").mkdir()
     for i, name in enumerate(sources._CIFAR):
-        tiles = np.broadcast_to(np.arange(600, dtype=np.uint16)[:, None, None, None] % 256, (600, 32, 32, 3)).copy()
+        tiles = np.broadcast_to(np.arange(600, dtype=np.uint16)[:, None, None, None] % 256,
+                                (600, 32, 32, 3)).copy()
         tiles[..., 1] = i
-        sheet = tiles.astype(np.uint8).reshape(30, 20, 32, 32, 3).swapaxes(1, 2).reshape(960, 640, 3)
+        sheet = (
+            tiles.astype(np.uint8).reshape(30, 20, 32, 32, 3).swapaxes(1, 2).reshape(960, 640, 3)
+        )
         Image.fromarray(sheet).save(root / f"cifar100/{name}.webp", lossless=True, method=0)
 
 
@@ -166,7 +170,9 @@ def mini(root: Path, **changed: np.ndarray) -> None:
     (root / "mini_imagenet").mkdir(exist_ok=True)
     for split, kinds in (("train", 4), ("validation", 2), ("test", 3)):
         label = np.repeat(np.arange(kinds), 5)
-        arrays = {"images": noise(len(label), 12, 12, 3), "label": label} | (changed if split == "test" else {})
+        arrays = {"images": noise(len(label), 12, 12, 3), "label": label} | (
+            changed if split == "test" else {}
+        )
         np.savez(root / f"mini_imagenet/{split}.npz", **arrays)
 
 
@@ -188,7 +194,9 @@ def test_an_unknown_source() -> None:
 
 @pytest.mark.parametrize("name", ["omniglot", "cifar_fs", "fc100", "mini_imagenet"])
 def test_a_missing_file(data: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"{name} needs .* under {data}, got none; fetch it with `companion data"):
+    with pytest.raises(
+        DataError, match=rf"{name} needs .* under {data}, got none; fetch it with `companion data"
+    ):
         sources.load(name)
 
 
@@ -197,7 +205,10 @@ def test_a_cut_npz(data: Path, keep: int) -> None:
     omniglot(data)
     path = data / "omniglot/omniglot_background_32x32.npz"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"omniglot_background_32x32.npz must be a whole npz file, got .*; remove it"):
+    with pytest.raises(
+        DataError,
+        match=r"omniglot_background_32x32.npz must be a whole npz file, got .*; remove it",
+    ):
         sources.load("omniglot")
 
 
@@ -214,53 +225,69 @@ def test_an_altered_npz(data: Path) -> None:
 def test_a_pickle_is_not_opened(data: Path) -> None:
     omniglot(data)
     path = data / "omniglot/omniglot_background_32x32.npz"
-    np.savez(path, images=np.array([{}], dtype=object), alphabet=[0], character=[0], alphabet_names=["A"])
-    with pytest.raises(DataError, match="must be a whole npz file, got Object arrays cannot be loaded"):
+    np.savez(path, images=np.array([{}], dtype=object), alphabet=[0], character=[0],
+             alphabet_names=["A"])
+    with pytest.raises(DataError,
+                       match="must be a whole npz file, got Object arrays cannot be loaded"):
         sources.load("omniglot")
 
 
 def test_arrays_of_another_kind(data: Path) -> None:
     omniglot(data)
     path = data / "omniglot/omniglot_background_32x32.npz"
-    np.savez(path, images=noise(3, 32, 32), alphabet=[0, 1], character=[0, 1], alphabet_names=["A", "B"])
+    np.savez(path, images=noise(3, 32, 32), alphabet=[0, 1], character=[0, 1],
+             alphabet_names=["A", "B"])
     with pytest.raises(DataError, match=r"must hold uint8 images \[n, h, w\] with n labels"):
         sources.load("omniglot")
     np.savez(path, images=noise(3, 32, 32))
-    with pytest.raises(DataError, match=r"must hold the arrays .* got none named alphabet, alphabet_names, character"):
+    with pytest.raises(
+        DataError,
+        match=r"must hold the arrays .* got none named alphabet, alphabet_names, character",
+    ):
         sources.load("omniglot")
 
 
 def test_a_damaged_archive(data: Path) -> None:
     (data / "omniglot").mkdir()
     (data / "omniglot/images_background.zip").write_bytes(b"PK no zip")
-    with pytest.raises(DataError, match=r"must be Omniglot's archive, got .*; remove it and fetch it again"):
+    with pytest.raises(DataError,
+                       match=r"must be Omniglot's archive, got .*; remove it and fetch it again"):
         sources.load("omniglot")
     (data / "cifar-100-binary.tar.gz").write_bytes(b"no tar")
-    with pytest.raises(DataError, match=r"must be CIFAR-100's binary archive, got .*; fetch it again"):
+    with pytest.raises(DataError,
+                       match=r"must be CIFAR-100's binary archive, got .*; fetch it again"):
         sources.load("fc100")
 
 
 def test_a_damaged_sheet(data: Path) -> None:
     (data / "cifar100").mkdir()
-    with pytest.raises(DataError, match=r"apple.webp must be there, got none; a folder of sheets needs one for each"):
+    with pytest.raises(
+        DataError,
+        match=r"apple.webp must be there, got none; a folder of sheets needs one for each",
+    ):
         sources.load("cifar_fs")
     sheet = data / "cifar100/apple.webp"
     sheet.write_bytes(b"RIFF no picture")
     with pytest.raises(DataError, match=r"apple.webp must be a whole image"):
         sources.load("cifar_fs")
     Image.fromarray(noise(64, 64, 3)).save(sheet, lossless=True)
-    with pytest.raises(DataError, match=r"apple.webp must be a sheet of shape \(960, 640, 3\), got \(64, 64, 3\)"):
+    with pytest.raises(
+        DataError, match=r"apple.webp must be a sheet of shape \(960, 640, 3\), got \(64, 64, 3\)"
+    ):
         sources.load("cifar_fs")
 
 
 @pytest.mark.parametrize("shape", [(15, 12, 12), (15, 12, 12, 1), (14, 12, 12, 3)])
 def test_mini_imagenet_of_a_wrong_shape(data: Path, shape: tuple[int, ...]) -> None:
     mini(data, images=noise(*shape))
-    with pytest.raises(DataError, match=r"test.npz must hold uint8 images \[n, h, w, 3\] and label \[n\]"):
+    with pytest.raises(DataError,
+                       match=r"test.npz must hold uint8 images \[n, h, w, 3\] and label \[n\]"):
         sources.load("mini_imagenet")
 
 
 def test_mini_imagenet_of_two_sizes(data: Path) -> None:
     mini(data, images=noise(15, 10, 10, 3))
-    with pytest.raises(DataError, match=r"test.npz must have images of the other splits' size, got \(10, 10, 3\)"):
+    with pytest.raises(
+        DataError, match=r"test.npz must have images of the other splits' size, got \(10, 10, 3\)"
+    ):
         sources.load("mini_imagenet")

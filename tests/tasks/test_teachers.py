@@ -42,15 +42,17 @@ def test_no_permutation_is_nearer() -> None:
 def test_families_of_one_seed_share_their_centre_and_direction() -> None:
     near, far = family(distance=0.5), family(distance=2.0, rho_hard=0.1)
     assert torch.equal(near.centres[teachers.HARD], far.centres[teachers.HARD])
-    asides = [
-        of.centres[teachers.EASY] - (1 - d**2 / 6) * of.centres[teachers.HARD] for of, d in ((near, 0.5), (far, 2.0))
-    ]
+    asides = [of.centres[teachers.EASY] - (1 - d**2 / 6) * of.centres[teachers.HARD]
+              for of, d in ((near, 0.5), (far, 2.0))]
     torch.testing.assert_close(asides[0] / asides[0].norm(), asides[1] / asides[1].norm())
 
 
 def test_drawn_teachers_have_the_stated_moments() -> None:
     of, count = family(hard_fraction=0.3), 20_000
-    drawn = {name: value[0] for name, value in normals([1], "tests", teachers.shapes(of, count), dtype=F64)(0).items()}
+    drawn = {
+        name: value[0]
+        for name, value in normals([1], "tests", teachers.shapes(of, count), dtype=F64)(0).items()
+    }
     weights, rho, group = vmap(teachers.teacher, in_dims=(None, 0))(of, drawn)
     assert group.double().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / count))
     for index, (variance, inputs) in enumerate([(0.2, 1.0), (0.05, 0.3)]):
@@ -64,7 +66,8 @@ def test_drawn_teachers_have_the_stated_moments() -> None:
 def test_a_sampled_task_is_its_teachers_output() -> None:
     of = family()
     drawn = {
-        name: value[0, 0] for name, value in normals([1], "tests", teachers.shapes(of, 1, 500), dtype=F64)(0).items()
+        name: value[0, 0]
+        for name, value in normals([1], "tests", teachers.shapes(of, 1, 500), dtype=F64)(0).items()
     }
     net = two_layer(8, 3, "softplus")
     task = teachers.sampled_task(of, drawn, net.apply, 200)
@@ -78,16 +81,16 @@ def test_a_sampled_task_is_its_teachers_output() -> None:
     assert all(torch.equal(side[0], weights) and torch.equal(side[1], rho) for side in exact)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"hidden": 5}, "hidden must be at most dim / 2 = 4, got 5"),
-    ({"hidden": 0}, "hidden must be at least 1"),
-    ({"dim": 7.5}, "dim must be a whole number"),
-    ({"rho_hard": 0}, "rho_hard must be positive and finite"),
-    ({"length": math.inf}, "length must be positive and finite"),
-    ({"var_easy": -1}, "var_easy must be at least 0"),
-    ({"distance": 2.5}, r"distance must lie in \[0, 2.449\], got 2.5; or make the rows longer"),
-    ({"hard_fraction": 1}, r"hard_fraction must lie in \(0, 1\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"hidden": 5}, "hidden must be at most dim / 2 = 4, got 5"),
+     ({"hidden": 0}, "hidden must be at least 1"), ({"dim": 7.5}, "dim must be a whole number"),
+     ({"rho_hard": 0}, "rho_hard must be positive and finite"),
+     ({"length": math.inf}, "length must be positive and finite"),
+     ({"var_easy": -1}, "var_easy must be at least 0"),
+     ({"distance": 2.5}, r"distance must lie in \[0, 2.449\], got 2.5; or make the rows longer"),
+     ({"hard_fraction": 1}, r"hard_fraction must lie in \(0, 1\)")],
+)
 def test_bad_input(changes: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         family(**changes)

@@ -1,4 +1,5 @@
-"""Deep linear updates and preconditioners: against SymPy, autograd, drawn tasks and optimality conditions."""
+"""Deep linear updates and preconditioners: against SymPy, autograd, drawn tasks and optimality
+conditions."""
 
 import math
 from itertools import pairwise
@@ -34,7 +35,9 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("sizes", [(2, 3), (3, 2, 1), (2, 3, 2), (2, 2, 2, 2), (1, 2, 1, 2, 1), (2, 1, 1, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 3), (3, 2, 1), (2, 3, 2), (2, 2, 2, 2), (1, 2, 1, 2, 1), (2, 1, 1, 1, 1, 2)]
+)
 def test_the_update_is_proved_for_symbols(sizes: tuple[int, ...]) -> None:
     exact, slope = depth.update_residuals(sizes)
     assert exact.is_zero_matrix
@@ -74,11 +77,15 @@ def test_the_update_is_that_of_autograd(sizes: tuple[int, ...]) -> None:
     assert_close(depth.deep_update(weights, whole.grad.numpy(), alpha), moved.numpy())
     assert_close(depth.product(weights), whole.detach().numpy())
     slope = torch.autograd.functional.jacobian(
-        lambda a: chain([leaf.detach() - a * leaf.grad for leaf in leaves]), torch.zeros((), dtype=torch.float64)
+        lambda a: chain([leaf.detach() - a * leaf.grad for leaf in leaves]),
+        torch.zeros((), dtype=torch.float64),
     )
     first = depth.first_order_update(weights, whole.grad.numpy())
     assert_close(-first, slope.numpy())
-    assert_close((depth.effective_preconditioner(weights) @ whole.grad.numpy().ravel()).reshape(first.shape), first)
+    assert_close(
+        (depth.effective_preconditioner(weights) @ whole.grad.numpy().ravel()).reshape(first.shape),
+        first,
+    )
 
 
 def test_depth_two_is_a_kronecker_sum() -> None:
@@ -97,8 +104,11 @@ def test_one_output_is_the_vector_form() -> None:
     assert_close(depth.effective_preconditioner([a.T, b[None]]), a @ a.T + b @ b * np.eye(5))
 
 
-def drawn_risk(p: np.ndarray, s: np.ndarray, c: np.ndarray, m: int, noise: float) -> tuple[float, float]:
-    """Mean and standard error of the excess risk after one preconditioned step, over drawn tasks and samples."""
+def drawn_risk(
+    p: np.ndarray, s: np.ndarray, c: np.ndarray, m: int, noise: float
+) -> tuple[float, float]:
+    """Mean and standard error of the excess risk after one preconditioned step, over drawn tasks
+    and samples."""
     d, count = len(s), 1_500_000 // m
     outputs = len(c) // d
     w = (RNG.standard_normal((count, len(c))) @ np.linalg.cholesky(c).T).reshape(count, outputs, d)
@@ -116,11 +126,9 @@ def test_preconditioned_risk_is_the_drawn_one(outputs: int, support: int, noise:
     value, error = drawn_risk(p, s, c, support, noise)
     assert error < 0.003 * value
     assert abs(depth.preconditioned_risk(p, s, c, support, noise) - value) < 4 * error
-    for mutant in (
-        depth.preconditioned_risk(p, s, c, support, noise + 1),
-        depth.preconditioned_risk(p, s, c, support + 1, noise),
-        depth.preconditioned_risk(p, s, np.diag(np.diag(c)), support, noise),
-    ):
+    for mutant in (depth.preconditioned_risk(p, s, c, support, noise + 1),
+                   depth.preconditioned_risk(p, s, c, support + 1, noise),
+                   depth.preconditioned_risk(p, s, np.diag(np.diag(c)), support, noise)):
         assert abs(mutant - value) > 4 * error
 
 
@@ -138,11 +146,15 @@ def test_the_best_preconditioner_is_best(outputs: int, support: float) -> None:
     assert factored >= least - 1e-12
     for _ in range(20):
         near = [factor + 1e-3 * RNG.standard_normal(factor.shape) for factor in (left, right)]
-        assert depth.preconditioned_risk(np.kron(near[0], near[1].T), s, c, support, noise) > factored
+        assert (
+            depth.preconditioned_risk(np.kron(near[0], near[1].T), s, c, support, noise) > factored
+        )
     alpha = depth.best_shallow_step(s, c, support, noise)
     shallow = depth.shallow_risk(s, c, alpha, support, noise)
     assert shallow > factored
-    assert shallow == pytest.approx(depth.preconditioned_risk(alpha * np.eye(len(c)), s, c, support, noise), rel=1e-12)
+    assert shallow == pytest.approx(
+        depth.preconditioned_risk(alpha * np.eye(len(c)), s, c, support, noise), rel=1e-12
+    )
     for other in (0.99 * alpha, 1.01 * alpha):
         assert depth.shallow_risk(s, c, other, support, noise) > shallow
 
@@ -169,10 +181,13 @@ def test_kronecker_tasks_without_noise_have_a_kronecker_optimum() -> None:
     s, outer, inner = covariance(3), np.diag([1.0, 0.05]), covariance(3)
     c = np.kron(outer, inner)
     left, right = depth.best_kronecker(s, c, 4)
-    np.testing.assert_allclose(np.kron(left, right.T), depth.best_preconditioner(s, c, 4), atol=1e-9)
+    np.testing.assert_allclose(
+        np.kron(left, right.T), depth.best_preconditioner(s, c, 4), atol=1e-9
+    )
     np.testing.assert_allclose(left, np.eye(2), atol=1e-9)
     noisy = [depth.best_kronecker(s, c, 4, 0.8), depth.best_preconditioner(s, c, 4, 0.8)]
-    risks = [depth.preconditioned_risk(p, s, c, 4, 0.8) for p in (np.kron(noisy[0][0], noisy[0][1].T), noisy[1])]
+    risks = [depth.preconditioned_risk(p, s, c, 4, 0.8)
+             for p in (np.kron(noisy[0][0], noisy[0][1].T), noisy[1])]
     assert risks[0] > risks[1] * (1 + 1e-4)
     assert np.abs(noisy[0][0] - np.eye(2)).max() > 0.05
 
@@ -184,27 +199,28 @@ def test_the_shallow_floor_is_the_mean_of_excess_risks() -> None:
     optima = np.concatenate([root, -root])
     for steps in (1, 3):
         mean = excess_risk(np.zeros(3), np.stack([s] * 6), optima, 0.2, 5, noise=0.4, steps=steps)
-        assert depth.shallow_risk(s, c, 0.2, 5, 0.4, steps=steps) == pytest.approx(float(mean), rel=1e-12)
+        assert depth.shallow_risk(s, c, 0.2, 5, 0.4, steps=steps) == pytest.approx(
+            float(mean), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
-    [
-        (lambda: depth.update_residuals((3,)), "two or more"),
-        (lambda: depth.update_residuals((3, 0, 1)), "at least one unit"),
-        (lambda: depth.product([]), "layer or more"),
-        (lambda: depth.product([np.ones((2, 3)), np.ones((2, 3))]), r"weights\[1\].shape"),
-        (lambda: depth.deep_update([np.ones((2, 3))], np.ones((3, 2)), 0.1), "gradient.shape"),
-        (lambda: depth.optimal_step(0.0, 3, 2), "rho must be positive"),
-        (lambda: depth.optimal_step(1.0, 0, 2), "dim must be at least 1"),
-        (lambda: depth.optimal_step(1.0, 1, 0.5), "support must be at least 1"),
-        (lambda: depth.best_preconditioner(np.zeros((2, 2)), np.eye(2), 3), "positive definite"),
-        (lambda: depth.best_preconditioner(np.eye(2), np.eye(3), 3), "task_covariance.shape"),
-        (lambda: depth.best_preconditioner(np.eye(2), np.diag([1.0, 0.0]), math.inf), "non-singular"),
-        (lambda: depth.preconditioned_risk(np.eye(3), np.eye(2), np.eye(2), 3), "preconditioner.shape"),
-        (lambda: depth.shallow_risk(np.eye(2), np.eye(2), -1.0, 3), "alpha must be at least 0"),
-        (lambda: depth.shallow_risk(np.eye(2), np.eye(2), 0.1, 3, -1.0), "noise must be at least 0"),
-    ],
+    [(lambda: depth.update_residuals((3,)), "two or more"),
+     (lambda: depth.update_residuals((3, 0, 1)), "at least one unit"),
+     (lambda: depth.product([]), "layer or more"),
+     (lambda: depth.product([np.ones((2, 3)), np.ones((2, 3))]), r"weights\[1\].shape"),
+     (lambda: depth.deep_update([np.ones((2, 3))], np.ones((3, 2)), 0.1), "gradient.shape"),
+     (lambda: depth.optimal_step(0.0, 3, 2), "rho must be positive"),
+     (lambda: depth.optimal_step(1.0, 0, 2), "dim must be at least 1"),
+     (lambda: depth.optimal_step(1.0, 1, 0.5), "support must be at least 1"),
+     (lambda: depth.best_preconditioner(np.zeros((2, 2)), np.eye(2), 3), "positive definite"),
+     (lambda: depth.best_preconditioner(np.eye(2), np.eye(3), 3), "task_covariance.shape"),
+     (lambda: depth.best_preconditioner(np.eye(2), np.diag([1.0, 0.0]), math.inf), "non-singular"),
+     (lambda: depth.preconditioned_risk(np.eye(3), np.eye(2), np.eye(2), 3),
+      "preconditioner.shape"),
+     (lambda: depth.shallow_risk(np.eye(2), np.eye(2), -1.0, 3), "alpha must be at least 0"),
+     (lambda: depth.shallow_risk(np.eye(2), np.eye(2), 0.1, 3, -1.0), "noise must be at least 0")],
 )
 def test_bad_input(call, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -27,12 +27,18 @@ def drawn(student: torch.Tensor, teacher: torch.Tensor, rho: float, activation: 
     return Estimate(losses.mean().item(), losses.std().item() / math.sqrt(DRAWS), DRAWS)
 
 
-SETTINGS = [(3, 2, 0.7), (2, 4, 1.5), (1, 1, 0.2)]  # hidden units of student and teacher, input variance
+SETTINGS = [
+    (3, 2, 0.7),
+    (2, 4, 1.5),
+    (1, 1, 0.2),
+]  # hidden units of student and teacher, input variance
 
 
 @pytest.mark.parametrize("activation", ["erf", "relu"])
 @pytest.mark.parametrize(("k", "k_teacher", "rho"), SETTINGS)
-def test_population_loss_is_the_mean_over_inputs(activation: str, k: int, k_teacher: int, rho: float) -> None:
+def test_population_loss_is_the_mean_over_inputs(
+    activation: str, k: int, k_teacher: int, rho: float
+) -> None:
     student, teacher = normal(1, k, 4), normal(2, k_teacher, 4)
     found = drawn(student, teacher, rho, activation)
     assert found.error < 0.003 * found.value
@@ -41,7 +47,9 @@ def test_population_loss_is_the_mean_over_inputs(activation: str, k: int, k_teac
 
 def without_size(a, b, rho):  # the 1 + C_uu below the arcsine
     sizes = [rho * side.square().sum(-1) for side in (a, b)]
-    return 2 / math.pi * torch.asin((rho * a @ b.mT / (sizes[0][:, None] * sizes[1]).sqrt()).clamp(-1, 1))
+    return (2
+            / math.pi
+            * torch.asin((rho * a @ b.mT / (sizes[0][:, None] * sizes[1]).sqrt()).clamp(-1, 1)))
 
 
 def without_sine(a, b, rho):
@@ -56,12 +64,10 @@ def without_angle(a, b, rho):  # pi for pi - t
     return rho * size * (sine + math.pi * torch.cos(angle)) / (2 * math.pi)
 
 
-@pytest.mark.parametrize(("activation", "mutant"), [
-    ("erf", without_size), ("relu", without_sine), ("relu", without_angle),
-])  # fmt: skip
-def test_a_kernel_without_one_of_its_terms_is_rejected(
-    activation: str, mutant: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("activation", "mutant"),
+                         [("erf", without_size), ("relu", without_sine), ("relu", without_angle)])
+def test_a_kernel_without_one_of_its_terms_is_rejected(activation: str, mutant: Callable,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = normal(1, 3, 4), normal(2, 2, 4)
     found = drawn(student, teacher, 0.7, activation)
     right = population_loss(student, teacher, 0.7, activation).item()
@@ -76,13 +82,12 @@ def test_a_kernel_without_one_of_its_terms_is_rejected(
 def test_a_loss_without_one_of_its_sums_is_rejected(activation: str, missing: str) -> None:
     student, teacher = normal(1, 3, 4), normal(2, 2, 4)
     kernel = kernels.KERNELS[activation]
-    sums = {
-        "student": kernel(student, student, 0.7).sum() / 2,
-        "cross": -kernel(student, teacher, 0.7).sum(),
-        "teacher": kernel(teacher, teacher, 0.7).sum() / 2,
-    }
+    sums = {"student": kernel(student, student, 0.7).sum() / 2,
+            "cross": -kernel(student, teacher, 0.7).sum(),
+            "teacher": kernel(teacher, teacher, 0.7).sum() / 2}
     right = sum(sums.values()).item()
-    assert right == pytest.approx(population_loss(student, teacher, 0.7, activation).item(), rel=1e-12)
+    assert right == pytest.approx(population_loss(student, teacher, 0.7, activation).item(),
+                                  rel=1e-12)
     assert abs(sums[missing].item()) > 0.05 * right
     assert abs(drawn(student, teacher, 0.7, activation).sigmas(right - sums[missing].item())) > 4
 
@@ -94,22 +99,30 @@ def test_symmetries(activation: str) -> None:
     assert loss > 0.1
     assert population_loss(student, student, 0.8, activation) == pytest.approx(0, abs=1e-13)
     for order in ([1, 0, 3, 2], [3, 2, 1, 0]):
-        assert population_loss(student[order], teacher, 0.8, activation) == pytest.approx(loss.item(), rel=1e-12)
-        assert population_loss(student[order], student, 0.8, activation) == pytest.approx(0, abs=1e-13)
+        assert population_loss(student[order], teacher, 0.8, activation) == pytest.approx(
+            loss.item(), rel=1e-12
+        )
+        assert population_loss(student[order], student, 0.8, activation) == pytest.approx(
+            0, abs=1e-13
+        )
     turn = torch.linalg.qr(normal(5, 5, 5))[0]
-    assert population_loss(student @ turn, teacher @ turn, 0.8, activation) == pytest.approx(loss.item(), rel=1e-12)
+    assert population_loss(student @ turn, teacher @ turn, 0.8, activation) == pytest.approx(
+        loss.item(), rel=1e-12
+    )
 
 
 def central(function: Callable, at: torch.Tensor, step: float = 1e-5) -> torch.Tensor:
     """The derivative of ``function`` by central differences, one row for every entry of ``at``."""
     units = torch.eye(at.numel(), dtype=F64).reshape(-1, *at.shape)
-    return torch.stack([(function(at + step * e) - function(at - step * e)).reshape(-1) / (2 * step) for e in units])
+    return torch.stack([(function(at + step * e) - function(at - step * e)).reshape(-1) / (2 * step)
+                        for e in units])
 
 
 @pytest.mark.parametrize("activation", ["erf", "relu"])
 @pytest.mark.parametrize("same", [False, True])
 def test_derivatives_of_many_networks(activation: str, same: bool) -> None:
-    """200 random networks, and 200 at student = teacher: gradient and Hessian are finite, and right."""
+    """200 random networks, and 200 at student = teacher: gradient and Hessian are finite, and
+    right."""
     students, teachers = normal(6, 200, 2, 3), normal(7, 200, 2, 3)
     teachers = students if same else teachers
 
@@ -126,10 +139,14 @@ def test_derivatives_of_many_networks(activation: str, same: bool) -> None:
         assert torch.linalg.eigvalsh(hessians).min() > -1e-9
     losses = vmap(lambda w, t: population_loss(w, t, 0.6, activation))
     for i, unit in enumerate(torch.eye(6, dtype=F64).reshape(6, 2, 3)):
-        slope_i = (losses(students + 1e-5 * unit, teachers) - losses(students - 1e-5 * unit, teachers)) / 2e-5
+        slope_i = (
+            losses(students + 1e-5 * unit, teachers) - losses(students - 1e-5 * unit, teachers)
+        ) / 2e-5
         torch.testing.assert_close(slope_i, slopes.flatten(1)[:, i], atol=1e-8, rtol=1e-7)
-        # the ReLU's Hessian is only Lipschitz at an angle of 0, so differences there are off by the step
-        row = (vmap(slope)(students + 1e-6 * unit, teachers) - vmap(slope)(students - 1e-6 * unit, teachers)) / 2e-6
+        # the ReLU's Hessian is only Lipschitz at an angle of 0, so differences there are off by the
+        # step
+        row = (vmap(slope)(students + 1e-6 * unit, teachers)
+               - vmap(slope)(students - 1e-6 * unit, teachers)) / 2e-6
         torch.testing.assert_close(row.flatten(1), hessians[:, i], atol=2e-6, rtol=1e-6)
 
 
@@ -169,9 +186,12 @@ def test_a_row_of_zeros_is_finite() -> None:
 
 def test_bad_input() -> None:
     w = normal(1, 2, 3)
-    with pytest.raises(ValueError, match="activation must have a closed form, erf or relu, got 'softplus'; draw"):
+    with pytest.raises(
+        ValueError, match="activation must have a closed form, erf or relu, got 'softplus'; draw"
+    ):
         population_loss(w, w, 1.0, "softplus")
-    with pytest.raises(ValueError, match=r"teacher must be a float tensor \[hidden, dim\] .*\(2, 4\)"):
+    with pytest.raises(ValueError,
+                       match=r"teacher must be a float tensor \[hidden, dim\] .*\(2, 4\)"):
         population_loss(w, normal(1, 2, 4), 1.0, "erf")
     with pytest.raises(ValueError, match="student must be a float tensor"):
         population_loss(w.long(), w, 1.0, "erf")

@@ -9,9 +9,9 @@ z = sp.Symbol("z", real=True)
 
 @pytest.mark.parametrize(
     ("expression", "sign"),
-    [(x + y, 1), (-x * y / (x + 1), -1), ((x - y) ** 2, 1), (-((x - y) ** 2) * x, -1), (x - x, 0), (1 / -x, -1),
-     ((z - 1) ** 2, 1), (sp.Integer(-3), -1)],
-)  # fmt: skip
+    [(x + y, 1), (-x * y / (x + 1), -1), ((x - y) ** 2, 1), (-((x - y) ** 2) * x, -1), (x - x, 0),
+     (1 / -x, -1), ((z - 1) ** 2, 1), (sp.Integer(-3), -1)],
+)
 def test_shown_signs(expression: sp.Expr, sign: int) -> None:
     assert proved_sign(expression) == sign
 

@@ -16,16 +16,17 @@ from companion import records, sweeps
 from companion.records import Journal, MissingRecord, Record, Row
 from companion.sweeps import Point
 
-NAMES = ("linear", "two_layer", "shallow", "linear_layers", "meta_optimizers", "landscape_images", "depth_images")
+NAMES = ("linear", "two_layer", "shallow", "linear_layers", "meta_optimizers", "landscape_images",
+         "depth_images")
 
 
 @dataclass(frozen=True)
 class Experiment:
     """An experiment: its profiles, the points of a config, and how one point is computed.
 
-    ``compute(config, point, device)`` returns rows, one a measurement. It must give the same rows for the same
-    arguments in any process, so it draws from named streams only. Points are plain dicts. ``devices`` are those that
-    it can use, the preferred one first.
+    ``compute(config, point, device)`` returns rows, one a measurement. It must give the same rows
+    for the same arguments in any process, so it draws from named streams only. Points are plain
+    dicts. ``devices`` are those that it can use, the preferred one first.
     """
 
     name: str
@@ -42,7 +43,8 @@ class Experiment:
         return self.profiles[profile]
 
     def device(self, wanted: str) -> str:
-        """The device to run on: ``wanted``, or for "auto" the first that is both usable and present."""
+        """The device to run on: ``wanted``, or for "auto" the first that is both usable and
+        present."""
         if wanted not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {wanted!r}")
         import torch  # only here: a worker that needs no torch starts without it
@@ -51,9 +53,14 @@ class Experiment:
         if wanted == "auto":
             return next(device for device in self.devices if device in here)
         if wanted not in self.devices:
-            raise ValueError(f"device must be one that {self.name} uses, {', '.join(self.devices)}, got {wanted!r}")
+            raise ValueError(
+                f"device must be one that {self.name} uses, {', '.join(self.devices)}, got "
+                f"{wanted!r}"
+            )
         if wanted not in here:
-            raise ValueError("device must be present, got 'cuda' and no CUDA device; use --device cpu")
+            raise ValueError(
+                "device must be present, got 'cuda' and no CUDA device; use --device cpu"
+            )
         return wanted
 
     def load(self, profile: str) -> Record:
@@ -67,7 +74,8 @@ class Unfinished(RuntimeError):
 
     def __init__(self, failures: Mapping[int, str], points: Sequence[Point]) -> None:
         lines = [f"  point {i} {dict(points[i])}: {reason}" for i, reason in failures.items()]
-        text = f"{len(failures)} of {len(points)} points failed; run again to try these alone:\n" + "\n".join(lines)
+        text = (f"{len(failures)} of {len(points)} points failed; run again to try these alone:\n"
+                + "\n".join(lines))
         super().__init__(text)
 
 
@@ -79,21 +87,13 @@ def get(name: str) -> Experiment:
     return found
 
 
-def run(
-    experiment: Experiment,
-    profile: str = "quick",
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
-    fresh: bool = False,
-    progress: bool = True,
-    say: Callable[[str], None] = print,
-) -> Record:
+def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
+        workers: int | None = None, scheduler: str | None = None, fresh: bool = False,
+        progress: bool = True, say: Callable[[str], None] = print) -> Record:
     """Run an experiment to a whole record, or return the one that is there.
 
-    Every finished point is journaled at once; after a crash the same call goes on where it stopped. Two runs of one
-    experiment wait for each other.
+    Every finished point is journaled at once; after a crash the same call goes on where it stopped.
+    Two runs of one experiment wait for each other.
 
     Args:
         experiment: what to run.
@@ -128,32 +128,26 @@ def run(
             path.unlink(missing_ok=True)
         made_with = records.environment()  # as the run starts: files may change while it goes on
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        with Journal(path, {"config_hash": key, "experiment": experiment.name, "profile": profile}) as journal:
+        with Journal(
+            path, {"config_hash": key, "experiment": experiment.name, "profile": profile}
+        ) as journal:
             if journal.finished:
                 say(f"{len(journal.finished)} of {len(points)} points are kept from an earlier run")
-            failures = sweeps.sweep(
-                partial(_compute, experiment.compute, config, device),
-                points,
-                journal,
-                pool,
-                in_flight,
-                progress=progress,
-            )
+            failures = sweeps.sweep(partial(_compute, experiment.compute, config, device), points,
+                                    journal, pool, in_flight, progress=progress)
             if failures:
                 raise Unfinished(failures, points)
-            provenance = {
-                "experiment": experiment.name, "profile": profile, "config": asdict(config), "config_hash": key,
-                "points": len(points), "device": device, "started": started,
-                "seconds": round(time.monotonic() - clock, 1), **made_with,
-            }  # fmt: skip
+            provenance = {"experiment": experiment.name, "profile": profile,
+                          "config": asdict(config), "config_hash": key, "points": len(points),
+                          "device": device, "started": started,
+                          "seconds": round(time.monotonic() - clock, 1), **made_with}
             records.save(where, journal.rows(), provenance)
         path.unlink()
     return experiment.load(profile)
 
 
-def _compute(
-    function: Callable[[Any, Point, str], Sequence[Row]], config: Any, device: str, point: Point
-) -> Sequence[Row]:
+def _compute(function: Callable[[Any, Point, str], Sequence[Row]], config: Any, device: str,
+             point: Point) -> Sequence[Row]:
     return function(config, point, device)
 
 

@@ -17,17 +17,22 @@ from companion.sweeps import Diverged, Point
 
 ADDED = 1  # linear layers of LinNet, before the head
 MODELS = {  # what adapts -> the rule, and how many linear layers are added
-    "plain": ("SGD", 0), "learned rate": ("learned rate", 0), "LinNet": ("SGD", ADDED), "Meta-SGD": ("Meta-SGD", 0),
-    "Meta-Curvature": ("Meta-Curvature", 0), "KFO": ("KFO", 0),
-}  # fmt: skip
+    "plain": ("SGD", 0),
+    "learned rate": ("learned rate", 0),
+    "LinNet": ("SGD", ADDED),
+    "Meta-SGD": ("Meta-SGD", 0),
+    "Meta-Curvature": ("Meta-Curvature", 0),
+    "KFO": ("KFO", 0),
+}
 COLLAPSED = "LinNet, collapsed"
 _KEYS = ["source", "blocks", "method"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """``sizes`` but for the number of blocks; ``alphas`` that every model is trained with, times that of the setting;
-    ``methods`` that adapt in training; ``ks``: inner steps at test, the first those of training."""
+    """``sizes`` but for the number of blocks; ``alphas`` that every model is trained with, times
+    that of the setting; ``methods`` that adapt in training; ``ks``: inner steps at test, the first
+    those of training."""
 
     settings: Sequence[Setting]
     sizes: Sizes
@@ -44,31 +49,34 @@ _FEW = ("plain", "learned rate", "LinNet", "KFO")
 PROFILES = {
     "quick": Config(
         (replace(_OMNIGLOT, source="glyphs", alpha=0.1),),
-        Sizes(filters=8, inner=3, steps=150, rate=0.01, test_episodes=50, valid_episodes=25), models=_FEW, ks=(3, 10),
-        seeds=2,
+        Sizes(filters=8, inner=3, steps=150, rate=0.01, test_episodes=50, valid_episodes=25),
+        models=_FEW, ks=(3, 10), seeds=2,
     ),
-    "cpu": Config((_OMNIGLOT,), Sizes(steps=400, test_episodes=200, valid_episodes=50), models=_FEW),
-    "full": Config(
-        (Setting("omniglot", 20, 1, 0.01), Setting("cifar_fs", 5, 5, 0.01)),
-        Sizes(filters=32, meta_batch=16, steps=10_000, rate=0.001, test_episodes=600, valid_episodes=300),
-        alphas=(0.5, 2.0), blocks=(2, 4), methods=("MAML", "ANIL"),
+    "cpu": Config(
+        (_OMNIGLOT,), Sizes(steps=400, test_episodes=200, valid_episodes=50), models=_FEW
     ),
-}  # fmt: skip
+    "full": Config((Setting("omniglot", 20, 1, 0.01), Setting("cifar_fs", 5, 5, 0.01)),
+                   Sizes(filters=32, meta_batch=16, steps=10_000, rate=0.001, test_episodes=600,
+                         valid_episodes=300),
+                   alphas=(0.5, 2.0),
+                   blocks=(2, 4),
+                   methods=("MAML", "ANIL")),
+}
 
 
 def points(config: Config) -> list[Point]:
-    """A fleet for every setting, number of blocks, method, model and alpha; and two that do not adapt in training."""
+    """A fleet for every setting, number of blocks, method, model and alpha; and two that do not
+    adapt in training."""
     found: list[Point] = []
     for of in config.settings:
         for blocks in config.blocks:
             told = {**asdict(of), "blocks": blocks}
-            found += [
-                told | {"method": method, "model": model, "alpha": alpha * of.alpha}
-                for method in config.methods
-                for model in config.models
-                for alpha in config.alphas
-            ]
-            found += [told | {"method": method, "model": "plain"} for method in ("NAL-global", "untrained")]
+            found += [told | {"method": method, "model": model, "alpha": alpha * of.alpha}
+                      for method in config.methods
+                      for model in config.models
+                      for alpha in config.alphas]
+            found += [told | {"method": method, "model": "plain"}
+                      for method in ("NAL-global", "untrained")]
     return found
 
 
@@ -88,7 +96,8 @@ def model(point: Point) -> Model:
 
 
 def compute(config: Config, point: Point, device: str) -> list[Row]:
-    """A row for every seed, k and rate; for LinNet also those of the plain network that it collapses to."""
+    """A row for every seed, k and rate; for LinNet also those of the plain network that it
+    collapses to."""
     of, own, size = fleet(config, point, device), model(point), sizes(config, point)
     told = {**point, **counted(few_shot.start(of, own, size))}
     names = [point["model"], *([COLLAPSED] if own.linear_layers else [])]
@@ -108,8 +117,8 @@ def compute(config: Config, point: Point, device: str) -> list[Row]:
 
 
 def at_best(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of every model at the training alpha of highest mean accuracy on validation classes, at its own step
-    after the steps trained for."""
+    """The rows of every model at the training alpha of highest mean accuracy on validation classes,
+    at its own step after the steps trained for."""
     keys = [*_KEYS, "model"]
     asked = table[(table["rate"] == "own") & (table["k"] == table["k"].iloc[0])]
     means = asked.groupby([*keys, "alpha"], sort=False)["valid"].mean().reset_index()
@@ -122,7 +131,8 @@ def _accuracy(rows: pd.DataFrame, model: str) -> Array:
 
 
 def differences(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """The accuracy of model ``one`` minus that of ``other``, each at its best, after the steps trained for.
+    """The accuracy of model ``one`` minus that of ``other``, each at its best, after the steps
+    trained for.
 
     A row for every source, number of blocks and method that has both, with its interval over seeds.
     """
@@ -138,17 +148,17 @@ def differences(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
 
 def _finding(found: pd.DataFrame, parts: dict[str, str], what: str) -> Finding:
     least = found.loc[found["low"].idxmin()]
-    told = f"{what} in accuracy, least ({least['source']}, {least['blocks']} blocks, {least['method']})"
-    return Finding(parts, float(least["difference"]), (float(least["low"]), float(least["high"])), told)
+    where = f"{least['source']}, {least['blocks']} blocks, {least['method']}"
+    told = f"{what} in accuracy, least ({where})"
+    return Finding(parts, float(least["difference"]), (float(least["low"]), float(least["high"])),
+                   told)
 
 
 def settle_d2(record: Record) -> Finding:
     """D2 on images: LinNet above plain, and above what it collapses to, each at its best."""
     plain, one = (differences(record.table, "LinNet", other) for other in ("plain", COLLAPSED))
-    parts = {
-        "images: added layers beat plain": all_or_some(plain["low"] > 0),
-        "images: collapsed no longer": all_or_some(one["low"] > 0),
-    }
+    parts = {"images: added layers beat plain": all_or_some(plain["low"] > 0),
+             "images: collapsed no longer": all_or_some(one["low"] > 0)}
     return _finding(plain, parts, "LinNet minus plain")
 
 
@@ -158,6 +168,5 @@ def settle_d3(record: Record) -> Finding:
     return _finding(found, {"images": all_or_some(found["low"] > 0)}, "KFO minus one learned rate")
 
 
-EXPERIMENT = Experiment(
-    "depth_images", "linear layers and meta-optimizers on few-shot images", PROFILES, points, compute, ("cuda", "cpu")
-)
+EXPERIMENT = Experiment("depth_images", "linear layers and meta-optimizers on few-shot images",
+                        PROFILES, points, compute, ("cuda", "cpu"))

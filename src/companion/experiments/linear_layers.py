@@ -1,4 +1,5 @@
-"""The experiment `linear_layers`: linear layers added at the output, multiplied out, and frozen (paper D)."""
+"""The experiment `linear_layers`: linear layers added at the output, multiplied out, and frozen
+(paper D)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +28,11 @@ SLACK = 0.99  # a collapsed model counts as no better than plain if its risk is 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes. ``alphas`` are relative to the largest curvature, as are the ``rates`` that collapsed models try.
+    """Sizes. ``alphas`` are relative to the largest curvature, as are the ``rates`` that collapsed
+    models try.
 
-    ``widths`` are those of the added layers, the usual one first; an MLP has ``hidden`` units and features, and added
-    layers of twice the usual width.
+    ``widths`` are those of the added layers, the usual one first; an MLP has ``hidden`` units and
+    features, and added layers of twice the usual width.
     """
 
     dim: int = 10
@@ -42,7 +44,9 @@ class Config:
     widths: Sequence[int] = (10, 1, 2, 5, 20)
     frozen_layers: int = 2
     alphas: Sequence[float] = (0.2, 1.0)
-    rates: Sequence[float] = field(default_factory=lambda: tuple(np.geomspace(0.03, 30, 16).round(4).tolist()))
+    rates: Sequence[float] = field(
+        default_factory=lambda: tuple(np.geomspace(0.03, 30, 16).round(4).tolist())
+    )
     seeds: int = 20
     tasks: int = 20
     steps: int = 800
@@ -52,16 +56,14 @@ class Config:
     test_query: int = 100
 
 
-PROFILES = {
-    "quick": Config(
-        added=(0, 1, 2), widths=(10, 2), alphas=(0.2,), seeds=5, steps=250, test_tasks=200, frozen_layers=1,
-    ),
-    "full": Config(),
-}  # fmt: skip
+PROFILES = {"quick": Config(added=(0, 1, 2), widths=(10, 2), alphas=(0.2,), seeds=5, steps=250,
+                            test_tasks=200, frozen_layers=1),
+            "full": Config()}
 
 
 def points(config: Config) -> list[Point]:
-    """A fleet for every number of added layers, every width of one added layer, and every set of frozen layers."""
+    """A fleet for every number of added layers, every width of one added layer, and every set of
+    frozen layers."""
     usual, *others = config.widths
     found: list[Point] = []
     for kind in KINDS:
@@ -69,7 +71,8 @@ def points(config: Config) -> list[Point]:
         found += [told | {"added": added, "width": usual} for added in config.added]
         if kind != "mlp":
             found += [told | {"added": 1, "width": width} for width in others]
-            found += [told | {"inputs": "isotropic", "added": added, "width": usual} for added in config.added]
+            found += [told | {"inputs": "isotropic", "added": added, "width": usual}
+                      for added in config.added]
         layers = config.frozen_layers + (1 if kind != "mlp" else 2)
         found += [
             told | {"added": config.frozen_layers, "width": usual, "frozen": f"{side} {count}"}
@@ -81,15 +84,18 @@ def points(config: Config) -> list[Point]:
 
 def fleet(config: Config, point: Point, tried: Sequence[float], device: str = "cpu") -> Fleet:
     """The fleet of a point: every inner step of ``tried``, at every seed."""
-    scales = shallow.scales(shallow.Config(dim=config.dim, least=config.least, most=config.most), point["inputs"])
+    scales = shallow.scales(shallow.Config(dim=config.dim, least=config.least, most=config.most),
+                            point["inputs"])
     hidden = config.hidden if point["kind"] == "mlp" else 0
     settings = [{"scales": scales, "alpha": alpha, "hidden": hidden} for alpha in tried]
     kind = "boundaries" if point["kind"] == "boundaries" else "regression"
-    return synthetic.fleet(kind, settings, range(config.seeds), support=config.support, device=device)
+    return synthetic.fleet(kind, settings, range(config.seeds), support=config.support,
+                           device=device)
 
 
 def model(config: Config, point: Point, added: int | None = None) -> Model:
-    """The network of a point, with another number of added layers if told; which layers adapt, if some are frozen."""
+    """The network of a point, with another number of added layers if told; which layers adapt, if
+    some are frozen."""
     added = point["added"] if added is None else added
     mlp = point["kind"] == "mlp"
     body = (config.dim, config.hidden) if mlp else (config.dim,)
@@ -100,14 +106,20 @@ def model(config: Config, point: Point, added: int | None = None) -> Model:
     side, count = point["frozen"].split()
     layers = range(added + len(body))
     kept = layers[int(count) :] if side == "bottom" else layers[: -int(count)]
-    names = tuple(f"{i}.{part}" for i in kept for part in (("weight", "bias") if mlp else ("weight",)))
+    names = tuple(
+        f"{i}.{part}" for i in kept for part in (("weight", "bias") if mlp else ("weight",))
+    )
     return Model(net, adapted=names)
 
 
-def collapse(of: Fleet, params: Params, config: Config, point: Point) -> tuple[Model, Params, Array]:
-    """The plain model with the layers of ``params`` multiplied out, and how far its outputs are off, [run].
+def collapse(
+    of: Fleet, params: Params, config: Config, point: Point
+) -> tuple[Model, Params, Array]:
+    """The plain model with the layers of ``params`` multiplied out, and how far its outputs are
+    off, [run].
 
-    The largest difference of outputs before adaptation, over the size of the outputs, on 100 drawn inputs.
+    The largest difference of outputs before adaptation, over the size of the outputs, on 100 drawn
+    inputs.
     """
     deep, plain = model(config, point), model(config, point, added=0)
     one = nets.collapsed(params, point["added"])
@@ -122,13 +134,18 @@ def at_rate(of: Fleet, rate: Array, told: Array) -> Fleet:
     return of._replace(alpha=of.alpha * torch.from_numpy(rate / told).to(of.alpha))
 
 
-def at_own_rate(of: Fleet, plain: Model, params: Params, size: Sizes, rates: Sequence[float], told: Array) -> Array:
-    """The scalar rate of least validation risk after one step, relative as the alphas are, of every run.
+def at_own_rate(of: Fleet, plain: Model, params: Params, size: Sizes, rates: Sequence[float],
+                told: Array) -> Array:
+    """The scalar rate of least validation risk after one step, relative as the alphas are, of every
+    run.
 
-    The least one of ``rates``, moved to the vertex of the parabola through it and its neighbours, on a log scale.
+    The least one of ``rates``, moved to the vertex of the parabola through it and its neighbours,
+    on a log scale.
     """
     tried = [at_rate(of, np.full(len(told), rate), told) for rate in rates]
-    risks = np.stack([synthetic.scores(own, plain, params, size, [1], "validate").risk[:, 0] for own in tried])
+    risks = np.stack(
+        [synthetic.scores(own, plain, params, size, [1], "validate").risk[:, 0] for own in tried]
+    )
     best = risks.argmin(0).clip(1, len(rates) - 2)
     low, mid, high = (risks[best + shift, np.arange(risks.shape[1])] for shift in (-1, 0, 1))
     bend = low - 2 * mid + high
@@ -154,7 +171,8 @@ def compute(config: Config, point: Point, device: str) -> list[Row]:
             columns["collapsed"] = synthetic.scores(of, plain, one, size, [1]).risk[:, 0]
             told = np.repeat(np.asarray(tried), config.seeds)
             rate = columns["collapsed_rate"] = at_own_rate(of, plain, one, size, config.rates, told)
-            columns["collapsed_tuned"] = synthetic.scores(at_rate(of, rate, told), plain, one, size, [1]).risk[:, 0]
+            columns["collapsed_tuned"] = synthetic.scores(at_rate(of, rate, told), plain, one, size,
+                                                          [1]).risk[:, 0]
         return synthetic.as_rows(point, of, tried, columns)
 
     lost = {**point, "valid": synthetic.CAP} | {f"risk_{k}": synthetic.CAP for k in STEPS}
@@ -178,9 +196,11 @@ def _told(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """Of every model with added layers, each at its best inner step, ratios of mean risks after one step.
+    """Of every model with added layers, each at its best inner step, ratios of mean risks after one
+    step.
 
-    ``gain``: plain over it; ``tuned``: what it collapses to at its own best rate, over it. With their intervals.
+    ``gain``: plain over it; ``tuned``: what it collapses to at its own best rate, over it. With
+    their intervals.
     """
     best, rows, usual = at_own_best(table), [], table["width"].iloc[0]
     for of in _told(table):
@@ -192,7 +212,8 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapses(table: pd.DataFrame) -> pd.DataFrame:
-    """The collapsed model over the plain one meta-trained at the same inner step, in risk after it."""
+    """The collapsed model over the plain one meta-trained at the same inner step, in risk after
+    it."""
     rows, usual = [], table["width"].iloc[0]
     for of in _told(table):
         for alpha in table["alpha"].unique():
@@ -207,7 +228,8 @@ def collapses(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def frozen(table: pd.DataFrame) -> pd.DataFrame:
-    """Models with layers frozen in the inner loop over the same model with none frozen, each at its best step."""
+    """Models with layers frozen in the inner loop over the same model with none frozen, each at its
+    best step."""
     best, rows = at_own_best(table), []
     for of in best[best["frozen"] != "none"][_KEYS].drop_duplicates().to_dict("records"):
         ratio = synthetic.risk_ratio(_runs(best, of), _runs(best, of | {"frozen": "none"}))
@@ -216,18 +238,18 @@ def frozen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def settle_d2(record: Record) -> Finding:
-    """D2, with spread inputs: (i) added layers beat plain; (ii) collapsed they do not; (iii) nor at their best rate.
+    """D2, with spread inputs: (i) added layers beat plain; (ii) collapsed they do not; (iii) nor at
+    their best rate.
 
-    Each is asked of every model and number of added layers at the usual width, (ii) at every inner step.
+    Each is asked of every model and number of added layers at the usual width, (ii) at every inner
+    step.
     """
     table = record.table
     asked = table[(table["inputs"] == "spread") & (table["width"] == table["width"].iloc[0])]
     found, tested = ratios(asked), collapses(asked)
-    parts = {
-        "(i) added layers beat plain": all_or_some(found["gain_low"] > 1),
-        "(ii) collapsed no better than plain": all_or_some(tested["ratio_low"] >= SLACK),
-        "(iii) nor at its own best rate": all_or_some(found["tuned_low"] > 1),
-    }
+    parts = {"(i) added layers beat plain": all_or_some(found["gain_low"] > 1),
+             "(ii) collapsed no better than plain": all_or_some(tested["ratio_low"] >= SLACK),
+             "(iii) nor at its own best rate": all_or_some(found["tuned_low"] > 1)}
     least = found.loc[found["gain_low"].idxmin()]
     of = f"risk of plain / {least['added']} added, least ({least['kind']})"
     value, low, high = (float(least[name]) for name in ("gain", "gain_low", "gain_high"))
@@ -235,6 +257,7 @@ def settle_d2(record: Record) -> Finding:
 
 
 EXPERIMENT = Experiment(
-    "linear_layers", "linear layers added at the output: adaptation against depth, collapse, and freezing", PROFILES,
+    "linear_layers",
+    "linear layers added at the output: adaptation against depth, collapse, and freezing", PROFILES,
     points, compute, ("cuda", "cpu"),
-)  # fmt: skip
+)

@@ -1,4 +1,5 @@
-"""Fleets of models trained and tested on tasks that a shallow model solves: what paper D's experiments share."""
+"""Fleets of models trained and tested on tasks that a shallow model solves: what paper D's
+experiments share."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,11 +25,13 @@ from companion.tasks import Task, shallow
 from companion.tasks.shallow import Shallow
 
 _BATCH = 50  # test tasks at once
-CAP = 1e3  # the most that a test task's loss counts for: repeated steps of a trained model can diverge
+# the most that a test task's loss counts for: repeated steps of a trained model can diverge
+CAP = 1e3
 
 
 class Sizes(NamedTuple):
-    """What a training costs: tasks a step, outer steps, their first rate; samples to score on, tasks to test on."""
+    """What a training costs: tasks a step, outer steps, their first rate; samples to score on,
+    tasks to test on."""
 
     tasks: int
     steps: int
@@ -44,7 +47,8 @@ def sizes(config: Any) -> Sizes:
 
 
 class Fleet(NamedTuple):
-    """Runs trained together: families [run, ...] and inner steps ``alpha`` [run], one run a seed at a setting."""
+    """Runs trained together: families [run, ...] and inner steps ``alpha`` [run], one run a seed at
+    a setting."""
 
     kind: str
     support: int
@@ -68,25 +72,28 @@ class Fleet(NamedTuple):
             return squared_error(apply)
         return logistic(apply) if self.outputs == 1 else cross_entropy(apply)
 
-    def normals(self, purpose: str, tasks: int, query: int) -> Callable[[int], dict[str, torch.Tensor]]:
+    def normals(
+        self, purpose: str, tasks: int, query: int
+    ) -> Callable[[int], dict[str, torch.Tensor]]:
         """The draws for ``purpose``, a step at a time; they depend on the seeds alone."""
         shapes = shallow.shapes(self.families, tasks, self.support + (0 if self.exact else query))
         device, dtype = str(self.alpha.device), self.alpha.dtype
-        return streams.normals(self.seeds, f"synthetic/{purpose}", shapes, device=device, dtype=dtype)
+        return streams.normals(self.seeds, f"synthetic/{purpose}", shapes, device=device,
+                               dtype=dtype)
 
     def task(self, normal: dict[str, torch.Tensor], of: Shallow) -> Task:
         """One task from its normals."""
         return shallow.task(of, normal, self.kind, self.support, exact=self.exact)
 
 
-def fleet(
-    kind: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, support: int, device: str = "cpu"
-) -> Fleet:
+def fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, support: int,
+          device: str = "cpu") -> Fleet:
     """A run for every setting and seed, settings outermost.
 
-    A setting holds the arguments of :func:`companion.tasks.shallow.family` and ``alpha``, the inner step times the
-    largest curvature: the largest eigenvalue of S, a quarter of it for boundaries. Runs of one seed share axes,
-    features and draws.
+    A setting holds the arguments of :func:`companion.tasks.shallow.family` and ``alpha``, the inner
+    step times the
+    largest curvature: the largest eigenvalue of S, a quarter of it for boundaries. Runs of one seed
+    share axes, features and draws.
     """
     families, alphas = [], []
     for setting in settings:
@@ -122,51 +129,57 @@ class Model(NamedTuple):
 
 
 def start(of: Fleet, model: Model) -> Params:
-    """Where the runs begin, [run, ...]: runs of one seed from one network, and rules at the identity."""
+    """Where the runs begin, [run, ...]: runs of one seed from one network, and rules at the
+    identity."""
     drawn = {}
     for seed in set(of.seeds):
         params = model.net.init(streams.torch_stream(seed, "synthetic/start"), dtype=of.alpha.dtype)
-        inner = {name: value for name, value in params.items() if model.adapted is None or name in model.adapted}
+        inner = {name: value
+                 for name, value in params.items()
+                 if model.adapted is None or name in model.adapted}
         drawn[seed] = joined(params, model.of_rule(1.0).init(inner))
     first = drawn[of.seeds[0]]
-    return {name: torch.stack([drawn[seed][name] for seed in of.seeds]).to(of.alpha.device) for name in first}
+    return {name: torch.stack([drawn[seed][name] for seed in of.seeds]).to(of.alpha.device)
+            for name in first}
 
 
 def objective(of: Fleet, model: Model) -> training.Objective:
     """What the model minimises: (params, normals, family, alpha) -> scalar."""
     loss = of.loss(model.net.apply)
 
-    def value(params: Params, normal: dict[str, torch.Tensor], family: Shallow, alpha: torch.Tensor) -> torch.Tensor:
-        made = learned(
-            loss, steps=model.steps, rule=model.of_rule(alpha), rule_alpha=model.rule_alpha, adapted=model.adapted
-        )
+    def value(
+        params: Params, normal: dict[str, torch.Tensor], family: Shallow, alpha: torch.Tensor
+    ) -> torch.Tensor:
+        made = learned(loss, steps=model.steps, rule=model.of_rule(alpha),
+                       rule_alpha=model.rule_alpha, adapted=model.adapted)
         return made(params, of.task(normal, family))
 
     return value
 
 
-def train(of: Fleet, model: Model, sizes: Sizes, *, begin: Params | None = None, watch: Any = None) -> Params:
-    """Train a fleet by Adam on fresh tasks, its rate decayed to 0; the parameters in double precision."""
+def train(
+    of: Fleet, model: Model, sizes: Sizes, *, begin: Params | None = None, watch: Any = None
+) -> Params:
+    """Train a fleet by Adam on fresh tasks, its rate decayed to 0; the parameters in double
+    precision."""
     low = single(of)
-    begin = start(low, model) if begin is None else {name: value.float() for name, value in begin.items()}
-    found = training.train(
-        training.fleet_gradient(objective(low, model)),
-        begin,
-        low.normals("train", sizes.tasks, sizes.query),
-        optimizer=training.adam(training.cosine(sizes.rate, sizes.steps)),
-        steps=sizes.steps,
-        settings=(low.families, low.alpha),
-        watch=watch,
-    )
+    begin = (start(low, model)
+             if begin is None
+             else {name: value.float() for name, value in begin.items()})
+    found = training.train(training.fleet_gradient(objective(low, model)), begin,
+                           low.normals("train", sizes.tasks, sizes.query),
+                           optimizer=training.adam(training.cosine(sizes.rate, sizes.steps)),
+                           steps=sizes.steps, settings=(low.families, low.alpha), watch=watch)
     return {name: value.double() for name, value in found.items()}
 
 
-def by_alpha(
-    compute: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float], lost: Row, seeds: int
-) -> list[Row]:
-    """The rows of a fleet at several inner steps. Where a run diverges in training, the inner steps one by one.
+def by_alpha(compute: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float], lost: Row,
+             seeds: int) -> list[Row]:
+    """The rows of a fleet at several inner steps. Where a run diverges in training, the inner steps
+    one by one.
 
-    An inner step with a run that diverges is lost: its rows are those of ``lost``, with ``alpha`` and every seed.
+    An inner step with a run that diverges is lost: its rows are those of ``lost``, with ``alpha``
+    and every seed.
     """
     try:
         return compute(alphas)
@@ -177,17 +190,19 @@ def by_alpha(
 
 
 class Scores(NamedTuple):
-    """Means over test tasks, [run, k] for each number of inner steps: loss, and accuracy (0 for regression)."""
+    """Means over test tasks, [run, k] for each number of inner steps: loss, and accuracy (0 for
+    regression)."""
 
     risk: Array
     accuracy: Array
 
 
-def scores(of: Fleet, model: Model, params: Params, sizes: Sizes, ks: Iterable[int], purpose: str = "test") -> Scores:
+def scores(of: Fleet, model: Model, params: Params, sizes: Sizes, ks: Iterable[int],
+           purpose: str = "test") -> Scores:
     """How trained models do on tasks that all share, after each number of inner steps in ``ks``.
 
-    The risk is the mean query loss; of regression with a model linear in x, the exact excess risk. A task on which a
-    model diverges counts as CAP, as does every loss above it.
+    The risk is the mean query loss; of regression with a model linear in x, the exact excess risk.
+    A task on which a model diverges counts as CAP, as does every loss above it.
     """
     loss, apply, counts = of.loss(model.net.apply), model.net.apply, tuple(ks)
 
@@ -203,26 +218,31 @@ def scores(of: Fleet, model: Model, params: Params, sizes: Sizes, ks: Iterable[i
         def part(some: Params, batch: Any) -> torch.Tensor:
             return loss(fixed | some, batch)
 
-        move = partial(
-            adapted_by_rule, part, inner, task.support, rule=model.of_rule(alpha), rule_alpha=model.rule_alpha
-        )
+        move = partial(adapted_by_rule, part, inner, task.support, rule=model.of_rule(alpha),
+                       rule_alpha=model.rule_alpha)
         moved = [fixed | move(steps=k) for k in counts]
         risk = torch.stack([loss(some, task.query) for some in moved])
         x, y = task.query
         classes = of.kind == "boundaries"
-        right = torch.stack([_right(apply(some, x), y) if classes else risk.new_zeros(()) for some in moved])
+        right = torch.stack(
+            [_right(apply(some, x), y) if classes else risk.new_zeros(()) for some in moved]
+        )
         return torch.nan_to_num(risk, CAP).clamp(max=CAP), right
 
     of_fleet = vmap(vmap(judge, in_dims=(None, 0, None, None)))
     draw = of.normals(purpose, _BATCH, sizes.test_query)
     batches = -(-sizes.test_tasks // _BATCH)
-    parts = [[leaf.mean(1) for leaf in of_fleet(params, draw(i), of.families, of.alpha)] for i in range(batches)]
-    risk, right = (np.asarray(torch.stack(leaves).mean(0).cpu()) for leaves in zip(*parts, strict=True))
+    parts = [[leaf.mean(1) for leaf in of_fleet(params, draw(i), of.families, of.alpha)]
+             for i in range(batches)]
+    risk, right = (
+        np.asarray(torch.stack(leaves).mean(0).cpu()) for leaves in zip(*parts, strict=True)
+    )
     return Scores(risk, right)
 
 
 def _right(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The share of classes that are right, from logits of class 1 [sample] or of all classes [sample, class]."""
+    """The share of classes that are right, from logits of class 1 [sample] or of all classes
+    [sample, class]."""
     chosen = outputs.argmax(-1) if outputs.ndim > 1 else outputs > 0
     return (chosen == y).to(outputs.dtype).mean()
 
@@ -232,18 +252,21 @@ def rounded(columns: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(f"{float(value):.6g}") for name, value in columns.items()}
 
 
-def as_rows(point: Point, of: Fleet, alphas: Sequence[float], columns: Mapping[str, Array]) -> list[Row]:
+def as_rows(
+    point: Point, of: Fleet, alphas: Sequence[float], columns: Mapping[str, Array]
+) -> list[Row]:
     """One row for every run, at its inner step and seed; ``columns`` are [run]."""
     told = np.repeat(np.asarray(alphas), len(of.seeds) // len(alphas))
-    return [
-        {**point, "alpha": float(told[i]), "seed": seed} | rounded({name: own[i] for name, own in columns.items()})
-        for i, seed in enumerate(of.seeds)
-    ]
+    return [{**point, "alpha": float(told[i]), "seed": seed}
+            | rounded({name: own[i] for name, own in columns.items()})
+            for i, seed in enumerate(of.seeds)]
 
 
 def risk_ratio(top: Array, bottom: Array) -> Interval:
-    """The mean risk of one model over that of another, both [seed], with its interval over seeds."""
-    return bootstrap(lambda risks: risks[..., 0].mean(-1) / risks[..., 1].mean(-1), np.stack([top, bottom], axis=1))
+    """The mean risk of one model over that of another, both [seed], with its interval over
+    seeds."""
+    return bootstrap(lambda risks: risks[..., 0].mean(-1) / risks[..., 1].mean(-1),
+                     np.stack([top, bottom], axis=1))
 
 
 def mean_interval(values: Array) -> Interval:
@@ -252,7 +275,8 @@ def mean_interval(values: Array) -> Interval:
 
 
 def at_best(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The rows at the inner step of least mean validation risk, of every group of equal ``keys``."""
+    """The rows at the inner step of least mean validation risk, of every group of equal
+    ``keys``."""
     means = table.groupby([*keys, "alpha"], sort=False)["valid"].mean().reset_index()
     best = means.loc[means.groupby(keys, sort=False)["valid"].idxmin(), [*keys, "alpha"]]
     return table.merge(best, on=[*keys, "alpha"])

@@ -16,23 +16,21 @@ class Download(NamedTuple):
     place: str
 
 
-_CIFAR = Download(
-    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
-    "cifar-100-binary.tar.gz",
-)  # fmt: skip
-DOWNLOADS = {
-    "omniglot": Download(
-        "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
-        "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip",
-    ),
-    "cifar_fs": _CIFAR,
-    "fc100": _CIFAR,
-}  # fmt: skip
-_UNPUBLISHED = {"glyphs": "it is drawn, not fetched", "mini_imagenet": "put your own files under mini_imagenet/"}
+_CIFAR = Download("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+                  "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary.tar.gz")
+DOWNLOADS = {"omniglot": Download(
+                 "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
+                 "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip",
+             ),
+             "cifar_fs": _CIFAR,
+             "fc100": _CIFAR}
+_UNPUBLISHED = {"glyphs": "it is drawn, not fetched",
+                "mini_imagenet": "put your own files under mini_imagenet/"}
 
 
 def locate(name: str, *, progress: bool = False) -> Source:
-    """The source of that name; its file is fetched first where none is there, and a publisher's file is checked.
+    """The source of that name; its file is fetched first where none is there, and a publisher's
+    file is checked.
 
     Errors as in :func:`fetch` and :func:`companion.tasks.sources.load`.
     """
@@ -54,8 +52,8 @@ def _md5(path: Path) -> str:
 def fetch(name: str, *, progress: bool = False) -> Path:
     """The publisher's file of a source, downloaded unless a copy with the right hash is there.
 
-    A download goes to a temporary file and takes its place only when it is whole and has the published hash: a file
-    that is there is never half overwritten, and nothing partial is left.
+    A download goes to a temporary file and takes its place only when it is whole and has the
+    published hash: a file that is there is never half overwritten, and nothing partial is left.
 
     Raises:
         ValueError: an unknown source, or one that nobody publishes.
@@ -64,7 +62,9 @@ def fetch(name: str, *, progress: bool = False) -> Path:
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     if name not in DOWNLOADS:
-        raise ValueError(f"source must be one that can be fetched, got {name}: {_UNPUBLISHED[name]}")
+        raise ValueError(
+            f"source must be one that can be fetched, got {name}: {_UNPUBLISHED[name]}"
+        )
     import pooch  # only here: whoever has the files needs no downloader
     import requests
 
@@ -74,17 +74,17 @@ def fetch(name: str, *, progress: bool = False) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(
-            of.url, f"md5:{of.md5}", fname=path.name, path=path.parent,
-            downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30),
-        )  # fmt: skip
+        pooch.retrieve(of.url, f"md5:{of.md5}", fname=path.name, path=path.parent,
+                       downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30))
     except (requests.RequestException, OSError) as error:
         raise DataError(
-            f"{of.url} must be reachable and whole, got {type(error).__name__}: {error}; try again, or put the file at "
+            f"{of.url} must be reachable and whole, got {type(error).__name__}: {error}; try "
+            f"again, or put the file at "
             f"{path} by hand"
         ) from error
     except ValueError as error:  # pooch's word for a wrong hash; it has removed what came
         raise DataError(
-            f"{of.url} must have the published MD5 {of.md5}, got another file; try again later, or put it at {path}"
+            f"{of.url} must have the published MD5 {of.md5}, got another file; try again "
+            f"later, or put it at {path}"
         ) from error
     return path

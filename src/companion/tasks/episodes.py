@@ -1,8 +1,9 @@
-"""Few-shot episodes: N-way K-shot tasks drawn from a source, a whole batch at once and on the source's device.
+"""Few-shot episodes: N-way K-shot tasks drawn from a source, a whole batch at once and on the
+source's device.
 
-An episode's classes are labelled 0 to N - 1 in random order, or by their number in the pool. Support and query are
-different images. Easy episodes take their classes from anywhere in a pool, hard ones from one group (an alphabet, a
-superclass).
+An episode's classes are labelled 0 to N - 1 in random order, or by their number in the pool.
+Support and query are different images. Easy episodes take their classes from anywhere in a pool,
+hard ones from one group (an alphabet, a superclass).
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from companion.tasks.sources import Source
 
 
 class Pool(NamedTuple):
-    """What episodes are drawn from: images [image, channel, height, width], uint8; of each class its ``first`` image,
-    their number ``sizes``, and its ``group``, all [class]."""
+    """What episodes are drawn from: images [image, channel, height, width], uint8; of each class
+    its ``first`` image, their number ``sizes``, and its ``group``, all [class]."""
 
     images: torch.Tensor
     first: torch.Tensor
@@ -25,7 +26,9 @@ class Pool(NamedTuple):
     group: torch.Tensor
 
 
-def pool(source: Source, split: str, *, groups: Sequence[int] | None = None, device: str = "cpu") -> Pool:
+def pool(
+    source: Source, split: str, *, groups: Sequence[int] | None = None, device: str = "cpu"
+) -> Pool:
     """The classes of a split, of some groups alone if told.
 
     Raises:
@@ -36,32 +39,25 @@ def pool(source: Source, split: str, *, groups: Sequence[int] | None = None, dev
     members = source.splits[split]
     if groups is not None:
         members = members[torch.isin(source.group[members], torch.tensor(list(groups)))]
-    require(len(members) > 0, "groups", f"have a class in the {split} split", groups, "see source.group")
+    require(len(members) > 0, "groups", f"have a class in the {split} split", groups,
+            "see source.group")
     parts = (source.images, source.first[members], source.sizes[members], source.group[members])
     return Pool(*(part.to(device) for part in parts))
 
 
 def fitting_groups(of: Pool, ways: int) -> torch.Tensor:
-    """The groups that have at least ``ways`` classes, so that hard episodes can be drawn from them."""
+    """The groups that have at least ``ways`` classes, so that hard episodes can be drawn from
+    them."""
     names, sizes = torch.unique(of.group, return_counts=True)
     found: torch.Tensor = names[sizes >= ways]
     return found
 
 
-def sample(
-    of: Pool,
-    generator: torch.Generator,
-    *,
-    episodes: int,
-    ways: int,
-    shots: int,
-    queries: int,
-    hard_fraction: float = 0.0,
-    hard_groups: Sequence[int] | None = None,
-    global_labels: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> Task:
-    """A batch of episodes, Task((x, y), (x, y)): x [episode, ways * shots, channel, height, width], y [episode, ...].
+def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, shots: int,
+           queries: int, hard_fraction: float = 0.0, hard_groups: Sequence[int] | None = None,
+           global_labels: bool = False, dtype: torch.dtype = torch.float32) -> Task:
+    """A batch of episodes, Task((x, y), (x, y)): x [episode, ways * shots, channel, height, width],
+    y [episode, ...].
 
     Args:
         of: where classes and images come from.
@@ -71,21 +67,26 @@ def sample(
         shots: support images of a class.
         queries: query images of a class.
         hard_fraction: probability that an episode's classes are all of one group, in [0, 1].
-        hard_groups: the groups that hard episodes take their classes from, one each; by default all that have enough.
-            Few make packed hard tasks, many spread ones.
+        hard_groups: the groups that hard episodes take their classes from, one each; by default all
+            that have enough. Few make packed hard tasks, many spread ones.
         global_labels: label by the class's number in the pool, the same in every episode.
         dtype: of x, which is uint8 / 255 - 1/2.
 
     Raises:
         ValueError: more classes or images than there are, or an argument out of range.
     """
-    for name, value in {"episodes": episodes, "ways": ways, "shots": shots, "queries": queries}.items():
+    for name, value in {
+        "episodes": episodes, "ways": ways, "shots": shots, "queries": queries,
+    }.items():
         at_least(name, value, 1, "an episode needs one at least", whole=True)
-    require(0 <= hard_fraction <= 1, "hard_fraction", "lie in [0, 1]", hard_fraction, "it is a probability")
+    require(0 <= hard_fraction <= 1, "hard_fraction", "lie in [0, 1]", hard_fraction,
+            "it is a probability")
     classes, each = len(of.first), shots + queries
-    require(ways <= classes, "ways", f"be at most the {classes} classes of the pool", ways, "take fewer")
+    require(ways <= classes, "ways", f"be at most the {classes} classes of the pool", ways,
+            "take fewer")
     least = int(of.sizes.min())
-    require(each <= least, "shots + queries", f"be at most the {least} images of the smallest class", each, "fewer")
+    require(each <= least, "shots + queries",
+            f"be at most the {least} images of the smallest class", each, "fewer")
     here = of.images.device
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -97,12 +98,16 @@ def sample(
         if hard_groups is not None:
             wanted = torch.tensor(sorted(set(hard_groups)), device=here)
             lacking = wanted[~torch.isin(wanted, groups)].tolist()
-            require(not lacking, "hard_groups", f"have {ways} classes each", lacking, "see fitting_groups")
+            require(not lacking, "hard_groups", f"have {ways} classes each", lacking,
+                    "see fitting_groups")
             groups = wanted
-        require(len(groups) > 0, "ways", "be at most the classes of some group", ways, "hard episodes need them")
+        require(len(groups) > 0, "ways", "be at most the classes of some group", ways,
+                "hard episodes need them")
         own = groups[(uniform(episodes) * len(groups)).long().clamp(max=len(groups) - 1)]
         hard = uniform(episodes) < hard_fraction
-        rank = rank - (hard[:, None] & (of.group != own[:, None])).to(rank.dtype)  # below every class of the group
+        rank = rank - (hard[:, None] & (of.group != own[:, None])).to(
+            rank.dtype
+        )  # below every class of the group
     chosen = rank.topk(ways, dim=1).indices  # in random order: the labels are permuted
     count = of.sizes[chosen]
     order = uniform(episodes, ways, int(of.sizes.max()))

@@ -1,8 +1,9 @@
-"""The embedded data set: characters of many scripts, drawn with a font that matplotlib ships, each sample distorted.
+"""The embedded data set: characters of many scripts, drawn with a font that matplotlib ships, each
+sample distorted.
 
-A class is a character, a group its alphabet: a Unicode script, split into capitals and small letters, or a block of
-symbols. Look-alikes, such as the Latin, Greek and Cyrillic A, are found by comparing renderings; the first one stays.
-Everything is drawn from a seed; nothing is downloaded.
+A class is a character, a group its alphabet: a Unicode script, split into capitals and small
+letters, or a block of symbols. Look-alikes, such as the Latin, Greek and Cyrillic A, are found by
+comparing renderings; the first one stays. Everything is drawn from a seed; nothing is downloaded.
 """
 
 import hashlib
@@ -27,19 +28,42 @@ _ALIKE = 0.9  # cosine of two blurred drawings from which on they count as one c
 _LEAST = 14  # characters of an alphabet
 _CATEGORIES = "LSN"  # letters, symbols, numbers
 _SCRIPTS = (  # how the Unicode names of an alphabet begin
-    "LATIN CAPITAL", "LATIN SMALL", "GREEK CAPITAL", "GREEK SMALL", "CYRILLIC CAPITAL", "CYRILLIC SMALL",
-    "ARMENIAN CAPITAL", "ARMENIAN SMALL", "GEORGIAN CAPITAL", "GEORGIAN", "HEBREW", "ARABIC", "CANADIAN", "LAO", "NKO",
-    "TIFINAGH", "OGHAM", "OLD ITALIC", "BRAILLE",
-)  # fmt: skip
+    "LATIN CAPITAL",
+    "LATIN SMALL",
+    "GREEK CAPITAL",
+    "GREEK SMALL",
+    "CYRILLIC CAPITAL",
+    "CYRILLIC SMALL",
+    "ARMENIAN CAPITAL",
+    "ARMENIAN SMALL",
+    "GEORGIAN CAPITAL",
+    "GEORGIAN",
+    "HEBREW",
+    "ARABIC",
+    "CANADIAN",
+    "LAO",
+    "NKO",
+    "TIFINAGH",
+    "OGHAM",
+    "OLD ITALIC",
+    "BRAILLE",
+)
 _BLOCKS = {  # first and last code point of blocks of symbols
-    "letter-like symbols": (0x2100, 0x214F), "arrows": (0x2190, 0x21FF), "operators": (0x2200, 0x22FF),
-    "technical symbols": (0x2300, 0x23FF), "box drawings": (0x2500, 0x257F), "shapes": (0x25A0, 0x25FF),
-    "miscellaneous symbols": (0x2600, 0x26FF), "dingbats": (0x2700, 0x27BF), "more operators": (0x2A00, 0x2AFF),
-}  # fmt: skip
+    "letter-like symbols": (0x2100, 0x214F),
+    "arrows": (0x2190, 0x21FF),
+    "operators": (0x2200, 0x22FF),
+    "technical symbols": (0x2300, 0x23FF),
+    "box drawings": (0x2500, 0x257F),
+    "shapes": (0x25A0, 0x25FF),
+    "miscellaneous symbols": (0x2600, 0x26FF),
+    "dingbats": (0x2700, 0x27BF),
+    "more operators": (0x2A00, 0x2AFF),
+}
 
 
 class Characters(NamedTuple):
-    """Master drawings [class, side, side] of the characters, in [0, 1], with their names and alphabets [class]."""
+    """Master drawings [class, side, side] of the characters, in [0, 1], with their names and
+    alphabets [class]."""
 
     drawings: torch.Tensor
     names: tuple[str, ...]
@@ -59,7 +83,8 @@ def _alphabet(code: int) -> str | None:
 
 
 def _master(character: str, font: object) -> NDArray[np.float32] | None:
-    """A character scaled to the same height or width as all, in the middle; None where there is nothing to see."""
+    """A character scaled to the same height or width as all, in the middle; None where there is
+    nothing to see."""
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = font.getbbox(character)  # type: ignore[attr-defined]
@@ -96,7 +121,8 @@ def version() -> str:
 
 @lru_cache(maxsize=1)
 def characters() -> Characters:
-    """All characters that the font really contains, without look-alikes, in alphabets of 14 or more."""
+    """All characters that the font really contains, without look-alikes, in alphabets of 14 or
+    more."""
     from matplotlib.ft2font import FT2Font
     from PIL import ImageFont
 
@@ -133,8 +159,9 @@ def _distinct(drawings: torch.Tensor) -> list[int]:
 def draw(samples: int = 20, *, seed: int = 0) -> NDArray[np.uint8]:
     """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255 on 0.
 
-    Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2) and shift (up to 2 pixels), a
-    smooth random displacement of its strokes (standard deviation 0.6 pixels), and its own stroke width.
+    Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2) and shift
+    (up to 2 pixels), a smooth random displacement of its strokes (standard deviation 0.6 pixels),
+    and its own stroke width.
 
     Raises:
         ValueError: samples below 1, or a seed that is not a whole number >= 0.
@@ -154,15 +181,15 @@ def _distorted(masters: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """One sample of every character, [class, 28, 28]."""
     count = len(masters)
     angle, scale = _uniform(rng, count, -0.26, 0.26), 1 / _uniform(rng, count, 0.8, 1.1)
-    shear, shift = _uniform(rng, count, -0.2, 0.2), 4 / SIDE * (torch.rand(count, 2, generator=rng) - 0.5) * 2
+    shear, shift = (_uniform(rng, count, -0.2, 0.2),
+                    4 / SIDE * (torch.rand(count, 2, generator=rng) - 0.5) * 2)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = [
-        torch.stack([cos, shear * cos - sin, shift[:, 0]], 1),
-        torch.stack([sin, shear * sin + cos, shift[:, 1]], 1),
-    ]
+    rows = [torch.stack([cos, shear * cos - sin, shift[:, 0]], 1),
+            torch.stack([sin, shear * sin + cos, shift[:, 1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 1, SIDE, SIDE], align_corners=False)
     coarse = torch.randn(count, 2, 5, 5, generator=rng) * 0.6 * 2 / SIDE
     bend = F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic", align_corners=True)
-    image = F.grid_sample(_blurred(masters)[:, None], grid + bend.movedim(1, -1), align_corners=False)[:, 0]
+    image = F.grid_sample(_blurred(masters)[:, None], grid + bend.movedim(1, -1),
+                          align_corners=False)[:, 0]
     edge = _uniform(rng, count, 0.15, 0.5)[:, None, None]  # a lower edge makes thicker strokes
     return ((image - edge) / 0.25 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)

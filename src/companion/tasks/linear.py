@@ -7,13 +7,20 @@ from typing import Self
 import numpy as np
 
 from companion.checks import Array, at_least, real, require
-from companion.theory.gaussian import check_covariance, excess_risk, minimiser_maml, minimiser_nal, q_matrix
+from companion.theory.gaussian import (
+    check_covariance,
+    excess_risk,
+    minimiser_maml,
+    minimiser_nal,
+    q_matrix,
+)
 from companion.theory.landscape import Mixture
 
 
 @dataclass(frozen=True, eq=False)
 class LinearFamily:
-    """Tasks in groups: x ~ N(0, covariance), w* ~ N(centre, (variance/d) I), y = x.w* + z, z ~ N(0, noise^2).
+    """Tasks in groups: x ~ N(0, covariance), w* ~ N(centre, (variance/d) I), y = x.w* + z, z ~ N(0,
+    noise^2).
 
     Args:
         covariances: [group, d, d], of the inputs.
@@ -23,7 +30,8 @@ class LinearFamily:
         noise: standard deviation of the labels' noise, >= 0.
 
     Raises:
-        ValueError: shapes that do not match, a covariance that is none, a negative variance or weight.
+        ValueError: shapes that do not match, a covariance that is none, a negative variance or
+            weight.
     """
 
     covariances: Array
@@ -34,38 +42,40 @@ class LinearFamily:
 
     def __post_init__(self) -> None:
         shape = check_covariance("covariances", self.covariances).shape
-        require(len(shape) == 3, "covariances.shape", "be [group, d, d]", shape, "stack one matrix per group")
+        require(len(shape) == 3, "covariances.shape", "be [group, d, d]", shape,
+                "stack one matrix per group")
         variances = at_least("variances", self.variances, 0, "a variance is not negative")
         weights = at_least("weights", self.weights, 0, "a probability is not negative")
-        for name, array, want in (
-            ("centres", real("centres", self.centres), shape[:2]),
-            ("variances", variances, shape[:1]),
-            ("weights", weights, shape[:1]),
-        ):
-            require(array.shape == want, f"{name}.shape", f"be {want}", array.shape, "give one entry per group")
-        require(weights.sum() > 0, "weights", "have a positive sum", weights, "give some group a weight")
+        for name, array, want in (("centres", real("centres", self.centres), shape[:2]),
+                                  ("variances", variances, shape[:1]),
+                                  ("weights", weights, shape[:1])):
+            require(array.shape == want, f"{name}.shape", f"be {want}", array.shape,
+                    "give one entry per group")
+        require(weights.sum() > 0, "weights", "have a positive sum", weights,
+                "give some group a weight")
         at_least("noise", self.noise, 0, "noise is a standard deviation")
 
     @classmethod
     def from_mixture(cls, mixture: Mixture) -> Self:
         """The easy and the hard group of ``mixture`` (a scalar one): centres R e_1 and 0."""
-        require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays", "build one family per mixture")
+        require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays",
+                "build one family per mixture")
         d, p = int(np.asarray(mixture.dim)), float(np.asarray(mixture.hard_fraction))
         centres = np.zeros((2, d))
         centres[0, 0] = float(np.asarray(mixture.distance))
         return cls(
             np.stack([np.asarray(rho) * np.eye(d) for rho in (mixture.rho_easy, mixture.rho_hard)]),
-            centres,
-            np.asarray([mixture.var_easy, mixture.var_hard], dtype=float),
-            np.asarray([1 - p, p]),
-            float(np.asarray(mixture.noise)),
+            centres, np.asarray([mixture.var_easy, mixture.var_hard], dtype=float),
+            np.asarray([1 - p, p]), float(np.asarray(mixture.noise)),
         )
 
     @cached_property
     def _roots(self) -> Array:
         """Symmetric square roots of the covariances."""
         values, vectors = np.linalg.eigh(self.covariances)
-        return np.asarray((vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ vectors.swapaxes(-1, -2))
+        return np.asarray(
+            (vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ vectors.swapaxes(-1, -2)
+        )
 
     def draw_tasks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Group indices, ``shape``, and optima, ``[*shape, d]``."""
@@ -75,7 +85,9 @@ class LinearFamily:
         spread = np.sqrt(self.variances / d)[group][..., None]
         return group, self.centres[group] + spread * rng.standard_normal((*shape, d))
 
-    def draw_samples(self, rng: np.random.Generator, group: Array, optima: Array, samples: int) -> tuple[Array, Array]:
+    def draw_samples(
+        self, rng: np.random.Generator, group: Array, optima: Array, samples: int
+    ) -> tuple[Array, Array]:
         """x ``[*task, sample, d]`` and y ``[*task, sample]`` of the given tasks."""
         x = rng.standard_normal((*group.shape, samples, optima.shape[-1])) @ self._roots[group]
         y = (x @ optima[..., None])[..., 0]
@@ -87,30 +99,24 @@ class LinearFamily:
 
     def minimiser_maml(self, alpha: float, support: float, *, steps: int = 1) -> Array:
         """What MAML learns, [d]."""
-        return minimiser_maml(self.covariances, self.centres, alpha, support, self.weights, steps=steps)
+        return minimiser_maml(self.covariances, self.centres, alpha, support, self.weights,
+                              steps=steps)
 
     def risk(self, w: Array, alpha: float, support: float, *, steps: int = 1) -> Array:
-        """The exact excess risk of w [..., d] after adaptation: that at the centres, plus E tr(Q) variance / 2d."""
-        at_centres = excess_risk(
-            w, self.covariances, self.centres, alpha, support, self.weights, self.noise, steps=steps
-        )
+        """The exact excess risk of w [..., d] after adaptation: that at the centres, plus E tr(Q)
+        variance / 2d."""
+        at_centres = excess_risk(w, self.covariances, self.centres, alpha, support, self.weights,
+                                 self.noise, steps=steps)
         q = q_matrix(self.covariances, alpha, support, steps=steps)
         spread = np.trace(q, axis1=-2, axis2=-1) * self.variances / (2 * q.shape[-1])
         return np.asarray(at_centres + spread @ (self.weights / self.weights.sum()))
 
 
-def easy_and_hard(
-    rng: np.random.Generator,
-    scales_easy: Array,
-    scales_hard: Array,
-    *,
-    distance: float,
-    var_easy: float,
-    var_hard: float,
-    hard_fraction: float = 0.5,
-    noise: float = 0.0,
-) -> LinearFamily:
-    """An easy and a hard group whose inputs have the given variances [d] along unrelated, random directions.
+def easy_and_hard(rng: np.random.Generator, scales_easy: Array, scales_hard: Array, *,
+                  distance: float, var_easy: float, var_hard: float, hard_fraction: float = 0.5,
+                  noise: float = 0.0) -> LinearFamily:
+    """An easy and a hard group whose inputs have the given variances [d] along unrelated, random
+    directions.
 
     The hard centre is 0, the easy one ``distance`` away along (1, ..., 1).
     """
@@ -122,10 +128,5 @@ def easy_and_hard(
         covariances.append((covariance + covariance.T) / 2)
     centres = np.zeros((2, d))
     centres[0] = distance / np.sqrt(d)
-    return LinearFamily(
-        np.stack(covariances),
-        centres,
-        np.array([var_easy, var_hard]),
-        np.array([1 - hard_fraction, hard_fraction]),
-        noise,
-    )
+    return LinearFamily(np.stack(covariances), centres, np.array([var_easy, var_hard]),
+                        np.array([1 - hard_fraction, hard_fraction]), noise)

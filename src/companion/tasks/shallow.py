@@ -1,9 +1,10 @@
-"""Tasks that a shallow model solves: linear regression, linear boundaries, and linear readouts of shared features.
+"""Tasks that a shallow model solves: linear regression, linear boundaries, and linear readouts of
+shared features.
 
-x ~ N(0, S), S = root root.T, the same for every task of a family. W* = output_root N / sqrt(inputs), N standard normal;
-its inputs are x, or the shared features tanh(F x). Labels are W* x + noise z ("regression"), or the class whose output
-is the largest ("boundaries"; with one output, 1 where it is positive). Everything is for one task; batch it with
-``torch.func.vmap``.
+x ~ N(0, S), S = root root.T, the same for every task of a family. W* = output_root N /
+sqrt(inputs), N standard normal; its inputs are x, or the shared features tanh(F x). Labels are W* x
++ noise z ("regression"), or the class whose output is the largest ("boundaries"; with one output, 1
+where it is positive). Everything is for one task; batch it with ``torch.func.vmap``.
 """
 
 import math
@@ -19,7 +20,8 @@ KINDS = ("regression", "boundaries")
 
 
 class Shallow(NamedTuple):
-    """A family: ``root`` [dim, dim], ``output_root`` [output, output], ``noise`` [] and ``features`` [hidden, dim].
+    """A family: ``root`` [dim, dim], ``output_root`` [output, output], ``noise`` [] and
+    ``features`` [hidden, dim].
 
     There are no features where ``hidden`` is 0.
     """
@@ -46,26 +48,20 @@ class Shallow(NamedTuple):
 
     @property
     def task_covariance(self) -> torch.Tensor:
-        """C of vec(W*), its rows stacked: (output_root output_root.T) kron I / inputs, for one family."""
+        """C of vec(W*), its rows stacked: (output_root output_root.T) kron I / inputs, for one
+        family."""
         eye = torch.eye(self.inputs, dtype=self.root.dtype, device=self.root.device)
         return torch.kron(self.output_root @ self.output_root.mT, eye) / self.inputs
 
 
-def family(
-    generator: torch.Generator,
-    *,
-    scales: Sequence[float],
-    outputs: int = 1,
-    turned: bool = True,
-    correlation: float = 0.0,
-    noise: float = 0.0,
-    hidden: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> Shallow:
+def family(generator: torch.Generator, *, scales: Sequence[float], outputs: int = 1,
+           turned: bool = True, correlation: float = 0.0, noise: float = 0.0, hidden: int = 0,
+           dtype: torch.dtype = torch.float64) -> Shallow:
     """A family whose inputs have the standard deviations ``scales`` [dim] along random axes.
 
     Args:
-        generator: gives the axes and the features; the same state gives the same ones for all ``scales``.
+        generator: gives the axes and the features; the same state gives the same ones for all
+            ``scales``.
         scales: positive.
         outputs: of a task.
         turned: False leaves the axes of the inputs at those of the coordinates.
@@ -79,9 +75,11 @@ def family(
     """
     at_least("outputs", outputs, 1, "a task has an output", whole=True)
     lengths = real("scales", scales)
-    require(lengths.ndim == 1 and lengths.size > 0, "scales.shape", "be [dim]", lengths.shape, "one entry an input")
+    require(lengths.ndim == 1 and lengths.size > 0, "scales.shape", "be [dim]", lengths.shape,
+            "one entry an input")
     require(lengths > 0, "scales", "be positive", lengths, "drop the input")
-    require(0 <= correlation < 1, "correlation", "lie in [0, 1)", correlation, "0 for independent outputs")
+    require(0 <= correlation < 1, "correlation", "lie in [0, 1)", correlation,
+            "0 for independent outputs")
     at_least("noise", noise, 0, "noise is a standard deviation")
     at_least("hidden", hidden, 0, "0 for labels linear in x", whole=True)
     dim, here = len(scales), generator.device
@@ -89,15 +87,21 @@ def family(
     axes = axes if turned else torch.eye(dim, device=here, dtype=dtype)
     root = axes * torch.tensor(scales, device=here, dtype=dtype)
     alike = torch.full((outputs, outputs), correlation, device=here, dtype=dtype)
-    output_root = torch.linalg.cholesky(alike + (1 - correlation) * torch.eye(outputs, device=here, dtype=dtype))
-    features = torch.randn(hidden, dim, generator=generator, device=here, dtype=dtype) / math.sqrt(dim)
+    output_root = torch.linalg.cholesky(
+        alike + (1 - correlation) * torch.eye(outputs, device=here, dtype=dtype)
+    )
+    features = torch.randn(hidden, dim, generator=generator, device=here, dtype=dtype) / math.sqrt(
+        dim
+    )
     return Shallow(root, output_root, torch.tensor(noise, device=here, dtype=dtype), features)
 
 
 def shapes(of: Shallow, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:
-    """The standard normals that a batch of tasks is made from, for :func:`companion.streams.normals`."""
+    """The standard normals that a batch of tasks is made from, for
+    :func:`companion.streams.normals`."""
     outputs, dim = of.output_root.shape[-1], of.root.shape[-1]
-    return {"task": (tasks, outputs, of.inputs), "x": (tasks, samples, dim), "noise": (tasks, samples, outputs)}
+    return {"task": (tasks, outputs, of.inputs), "x": (tasks, samples, dim),
+            "noise": (tasks, samples, outputs)}
 
 
 def optimum(of: Shallow, normal: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -112,12 +116,15 @@ def outputs(of: Shallow, normal: dict[str, torch.Tensor], x: torch.Tensor) -> to
     return inputs @ optimum(of, normal).mT
 
 
-def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, *, exact: bool = False) -> Task:
-    """One task: the first ``support`` samples to adapt on, the others to score on, labels without noise there.
+def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, *,
+         exact: bool = False) -> Task:
+    """One task: the first ``support`` samples to adapt on, the others to score on, labels without
+    noise there.
 
-    ``exact`` puts the d points sqrt(d) root_i in place of the samples to score on: their mean squared error is the
-    expected one, for every model that is linear in x. Labels of one output are [sample]: numbers, or 0. and 1. for
-    boundaries; of several, [sample, output] or whole class numbers [sample].
+    ``exact`` puts the d points sqrt(d) root_i in place of the samples to score on: their mean
+    squared error is the expected one, for every model that is linear in x. Labels of one output are
+    [sample]: numbers, or 0. and 1. for boundaries; of several, [sample, output] or whole class
+    numbers [sample].
 
     Raises:
         ValueError: an unknown kind, or ``exact`` where nothing is linear.
@@ -131,7 +138,9 @@ def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, 
     x, values = x[:support], [outputs(of, normal, inputs) for inputs in (x[:support], query)]
     if kind == "boundaries":
         one = values[0].shape[-1] == 1
-        y, query_y = ((value[:, 0] > 0).to(x.dtype) if one else value.argmax(-1) for value in values)
+        y, query_y = (
+            (value[:, 0] > 0).to(x.dtype) if one else value.argmax(-1) for value in values
+        )
         return Task((x, y), (query, query_y))
     values[0] = values[0] + of.noise * normal["noise"][:support]
     y, query_y = (value.squeeze(-1) if value.shape[-1] == 1 else value for value in values)

@@ -1,10 +1,11 @@
 r"""Deep linear models under gradient descent, and the preconditioners that they learn (paper D).
 
-A deep linear model is W = W_L ... W_1, from the inputs (first) to the outputs (last). G is the gradient of the loss
-with respect to W; layer l is moved by U_l.T G B_l.T, U_l the product of the layers above it and B_l of those below.
-Tasks are regressions y = W* x + z, x ~ N(0, S), z ~ N(0, noise^2), vec(W*) of mean 0 and covariance C; vec stacks the
-rows, so that vec(L G R) = (L kron R.T) vec(G). A preconditioner P takes one step W = P vec(-G) from W = 0 with the
-gradient of m samples. Derived in book/depth/shallow and book/depth/linear_layers.
+A deep linear model is W = W_L ... W_1, from the inputs (first) to the outputs (last). G is the
+gradient of the loss with respect to W; layer l is moved by U_l.T G B_l.T, U_l the product of the
+layers above it and B_l of those below. Tasks are regressions y = W* x + z, x ~ N(0, S), z ~ N(0,
+noise^2), vec(W*) of mean 0 and covariance C; vec stacks the rows, so that vec(L G R) = (L kron R.T)
+vec(G). A preconditioner P takes one step W = P vec(-G) from W = 0 with the gradient of m samples.
+Derived in book/depth/shallow and book/depth/linear_layers.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from numpy.typing import ArrayLike
 from companion.checks import Array, at_least, real, require, step_size, support_size
 from companion.theory.gaussian import check_covariance, noise_risk, q_matrix
 
-_ROUNDS, _SETTLED = 10_000, 1e-14  # of the alternating fit of two factors: most rounds, and relative gain to stop at
+_ROUNDS, _SETTLED = (
+    10_000, 1e-14,
+)  # of the alternating fit of two factors: most rounds, and relative gain to stop at
 
 
 def _times(factors: Sequence[Any], empty: Any) -> Any:
@@ -30,79 +33,91 @@ def _times(factors: Sequence[Any], empty: Any) -> Any:
 def _around(layers: Sequence[Any], identity: Any) -> list[tuple[Any, Any]]:
     """(U_l, B_l) of every layer: what is above it and below it."""
     outputs, inputs = layers[-1].shape[0], layers[0].shape[1]
-    return [
-        (_times(layers[i + 1 :], identity(outputs)), _times(layers[:i], identity(inputs))) for i in range(len(layers))
-    ]
+    return [(_times(layers[i + 1 :], identity(outputs)), _times(layers[:i], identity(inputs)))
+            for i in range(len(layers))]
 
 
 def _updated(layers: Sequence[Any], gradient: Any, alpha: Any, identity: Any) -> Any:
-    moved = [
-        layer - alpha * (above.T @ gradient @ below.T)
-        for layer, (above, below) in zip(layers, _around(layers, identity), strict=True)
-    ]
+    moved = [layer - alpha * (above.T @ gradient @ below.T)
+             for layer, (above, below) in zip(layers, _around(layers, identity), strict=True)]
     return _times(moved, None)
 
 
 def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
-    terms = [above @ above.T @ gradient @ below.T @ below for above, below in _around(layers, identity)]
+    terms = [above @ above.T @ gradient @ below.T @ below
+             for above, below in _around(layers, identity)]
     return reduce(lambda a, b: a + b, terms)
 
 
 def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
-    """Both identities of the deep update in symbols, for layers of the given ``sizes`` (inputs first).
+    """Both identities of the deep update in symbols, for layers of the given ``sizes`` (inputs
+    first).
 
-    The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The first matrix is the
-    product of the moved layers less the formula of :func:`deep_update`; the second is its derivative at alpha = 0
-    plus :func:`first_order_update`. Both are zero: that is the proof, for these sizes.
+    The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The
+    first matrix is the product of the moved layers less the formula of :func:`deep_update`; the
+    second is its derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is
+    the proof, for these sizes.
 
     Raises:
         ValueError: fewer than two sizes, or one below 1.
     """
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
-    require(len(sizes) >= 2, "sizes", "name inputs and outputs, two or more", list(sizes), "depth 1 is (d, o)")
-    layers = [
-        sp.Matrix(out, into, lambda i, j, n=n: sp.Symbol(f"w{n}_{i}{j}"))
-        for n, (into, out) in enumerate(pairwise(sizes))
-    ]
+    require(len(sizes) >= 2, "sizes", "name inputs and outputs, two or more", list(sizes),
+            "depth 1 is (d, o)")
+    layers = [sp.Matrix(out, into, lambda i, j, n=n: sp.Symbol(f"w{n}_{i}{j}"))
+              for n, (into, out) in enumerate(pairwise(sizes))]
     gradient = sp.Matrix(sizes[-1], sizes[0], lambda i, j: sp.Symbol(f"g{i}{j}"))
     alpha = sp.Symbol("alpha")
     loss = sp.expand((gradient.T @ _times(layers, None)).trace())
-    moved = [layer - alpha * layer.applyfunc(lambda entry: sp.diff(loss, entry)) for layer in layers]
+    moved = [
+        layer - alpha * layer.applyfunc(lambda entry: sp.diff(loss, entry)) for layer in layers
+    ]
     product = _times(moved, None)
     exact = (product - _updated(layers, gradient, alpha, sp.eye)).applyfunc(sp.expand)
-    slope = (product.diff(alpha).subs(alpha, 0) + _slope(layers, gradient, sp.eye)).applyfunc(sp.expand)
+    slope = (product.diff(alpha).subs(alpha, 0) + _slope(layers, gradient, sp.eye)).applyfunc(
+        sp.expand
+    )
     return exact, slope
 
 
 def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
     layers = [real(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
-    require(len(layers) >= 1, "weights", "hold a layer or more", len(layers), "depth 1 is the shallow model")
+    require(len(layers) >= 1, "weights", "hold a layer or more", len(layers),
+            "depth 1 is the shallow model")
     for i, layer in enumerate(layers):
-        fits = layer.ndim == 2 and layer.size > 0 and (i == 0 or layer.shape[1] == layers[i - 1].shape[0])
-        require(fits, f"weights[{i}].shape", "be [outputs, inputs] and follow the layer before", layer.shape, "reorder")
+        fits = (layer.ndim == 2
+                and layer.size > 0
+                and (i == 0 or layer.shape[1] == layers[i - 1].shape[0]))
+        require(fits, f"weights[{i}].shape", "be [outputs, inputs] and follow the layer before",
+                layer.shape, "reorder")
     return layers
 
 
 def _gradient(gradient: ArrayLike, layers: Sequence[Array]) -> Array:
     array, shape = real("gradient", gradient), (layers[-1].shape[0], layers[0].shape[1])
-    require(array.shape == shape, "gradient.shape", f"be that of the product, {shape}", array.shape, "see product")
+    require(array.shape == shape, "gradient.shape", f"be that of the product, {shape}", array.shape,
+            "see product")
     return array
 
 
 def product(weights: Sequence[ArrayLike]) -> Array:
-    """The linear map of a deep linear model, W_L ... W_1, from its layers, inputs first. Shape [outputs, inputs].
+    """The linear map of a deep linear model, W_L ... W_1, from its layers, inputs first. Shape
+    [outputs, inputs].
 
     Raises:
-        ValueError: no layer, one that is no matrix, or shapes that do not follow each other. So below.
+        ValueError: no layer, one that is no matrix, or shapes that do not follow each other. So
+            below.
     """
     found: Array = _times(_layers(weights), None)
     return found
 
 
 def deep_update(weights: Sequence[ArrayLike], gradient: ArrayLike, alpha: float) -> Array:
-    """The linear map after one step of gradient descent on every layer: prod_l (W_l - alpha U_l.T G B_l.T).
+    """The linear map after one step of gradient descent on every layer: prod_l (W_l - alpha U_l.T G
+    B_l.T).
 
-    Exact. Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G, [outputs, inputs].
+    Exact. Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G,
+    [outputs, inputs].
     Source: derived in book/depth/linear_layers.
     """
     layers = _layers(weights)
@@ -121,9 +136,11 @@ def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Arr
 
 
 def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
-    """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l), [o * d, o * d].
+    """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l), [o *
+    d, o * d].
 
-    Symmetric, positive semidefinite. For one output and two layers, y = b.(A.T x), it is ``A A.T + |b|^2 I``.
+    Symmetric, positive semidefinite. For one output and two layers, y = b.(A.T x), it is ``A A.T +
+    |b|^2 I``.
     """
     layers = _layers(weights)
     terms = [np.kron(above @ above.T, below.T @ below) for above, below in _around(layers, np.eye)]
@@ -133,8 +150,8 @@ def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
 def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
     """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)).
 
-    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives 1 / rho. Arguments are
-    broadcast.
+    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives 1 /
+    rho. Arguments are broadcast.
 
     Raises:
         ValueError: rho not positive, dim or support below 1.
@@ -147,7 +164,8 @@ def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
 
 
 class _Moments(NamedTuple):
-    """Of the descent direction -G at W = 0, entries by (output, input): E[G G], E[W* G], both [o, d, o, d]."""
+    """Of the descent direction -G at W = 0, entries by (output, input): E[G G], E[W* G], both [o,
+    d, o, d]."""
 
     covariance: Array
     tasks: Array
@@ -155,15 +173,20 @@ class _Moments(NamedTuple):
     cross: Array
 
 
-def _moments(covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float) -> _Moments:
+def _moments(
+    covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float
+) -> _Moments:
     covariance = check_covariance("covariance", covariance)
-    require(covariance.ndim == 2, "covariance.shape", "be [d, d]", covariance.shape, "call once per family")
+    require(covariance.ndim == 2, "covariance.shape", "be [d, d]", covariance.shape,
+            "call once per family")
     d = len(covariance)
-    require(np.linalg.eigvalsh(covariance)[0] > 0, "covariance", "be positive definite", covariance, "drop dead inputs")
+    require(np.linalg.eigvalsh(covariance)[0] > 0, "covariance", "be positive definite", covariance,
+            "drop dead inputs")
     tasks = check_covariance("task_covariance", task_covariance)
     outputs, rest = divmod(tasks.shape[-1], d)
     fits = tasks.ndim == 2 and rest == 0
-    require(fits, "task_covariance.shape", f"be [o * {d}, o * {d}]", tasks.shape, "it is that of vec(W*)")
+    require(fits, "task_covariance.shape", f"be [o * {d}, o * {d}]", tasks.shape,
+            "it is that of vec(W*)")
     u = float(1 / support_size(support))
     sigma = float(at_least("noise", noise, 0, "noise is a standard deviation"))
     c = tasks.reshape(outputs, d, outputs, d)
@@ -182,10 +205,10 @@ def _risk(p: Array, of: _Moments) -> float:
     return float(np.sum(weight * error) / 2)
 
 
-def preconditioned_risk(
-    preconditioner: ArrayLike, covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float = 0.0
-) -> float:
-    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``, norm of I kron S.
+def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
+                        task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
+    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``, norm
+    of I kron S.
 
     Args:
         preconditioner: [o * d, o * d].
@@ -201,15 +224,19 @@ def preconditioned_risk(
     """
     of = _moments(covariance, task_covariance, support, noise)
     p, size = real("preconditioner", preconditioner), of.tasks.shape[0] * of.tasks.shape[1]
-    require(p.shape == (size, size), "preconditioner.shape", f"be {(size, size)}", p.shape, "it acts on vec(G)")
+    require(p.shape == (size, size), "preconditioner.shape", f"be {(size, size)}", p.shape,
+            "it acts on vec(G)")
     return _risk(p, of)
 
 
-def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float = 0.0) -> Array:
-    """The preconditioner of least :func:`preconditioned_risk`: P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1.
+def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
+                        noise: float = 0.0) -> Array:
+    """The preconditioner of least :func:`preconditioned_risk`: P* = E[vec(W*) vec(-G).T] E[vec(G)
+    vec(G).T]^-1.
 
-    For one output [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows. Arguments and errors
-    as there; C may be singular. Shape [o * d, o * d]. Source: derived in book/depth/shallow.
+    For one output [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows.
+    Arguments and errors as there; C may be singular. Shape [o * d, o * d]. Source: derived in
+    book/depth/shallow.
     """
     of = _moments(covariance, task_covariance, support, noise)
     size = of.tasks.shape[0] * of.tasks.shape[1]
@@ -218,18 +245,19 @@ def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, suppo
     require(
         least > size * np.finfo(float).eps * most, "E[vec(G) vec(G).T]", "be non-singular", least,
         "a direction has no tasks and no noise: any step along it is best; drop it or add noise",
-    )  # fmt: skip
+    )
     return np.asarray(np.linalg.solve(gradients, cross.T).T)
 
 
-def best_kronecker(
-    covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float = 0.0
-) -> tuple[Array, Array]:
-    """The factors (left [o, o], right [d, d]) of the best step W = left (-G) right, one Kronecker product.
+def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
+                   noise: float = 0.0) -> tuple[Array, Array]:
+    """The factors (left [o, o], right [d, d]) of the best step W = left (-G) right, one Kronecker
+    product.
 
-    The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the left factor of the
-    Kronecker product nearest to P*; the better end is returned, with ``|left|^2 = o``. Arguments and errors as in
-    :func:`best_preconditioner`. Where C = C_o kron C_i and there is no noise, it is P* itself.
+    The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
+    left factor of the Kronecker product nearest to P*; the better end is returned, with ``|left|^2
+    = o``. Arguments and errors as in :func:`best_preconditioner`. Where C = C_o kron C_i and there
+    is no noise, it is P* itself.
     Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
@@ -251,9 +279,8 @@ def _fit_factors(left: Array, of: _Moments) -> tuple[Array, Array]:
     """Least squares for the right factor, then for the left one, until the risk falls no more."""
     before = np.inf
     for _ in range(_ROUNDS):
-        right = np.linalg.solve(
-            np.einsum("ca,cb,aibk->ik", left, left, of.gradients), np.einsum("ca,cjai->ij", left, of.cross)
-        )
+        right = np.linalg.solve(np.einsum("ca,cb,aibk->ik", left, left, of.gradients),
+                                np.einsum("ca,cjai->ij", left, of.cross))
         seen = right @ of.covariance @ right.T
         cross = np.einsum("ajbk,jl,kl->ab", of.cross, of.covariance, right)
         left = np.linalg.solve(np.einsum("aibk,ik->ab", of.gradients, seen), cross.T).T
@@ -264,20 +291,14 @@ def _fit_factors(left: Array, of: _Moments) -> tuple[Array, Array]:
     return left, right
 
 
-def shallow_risk(
-    covariance: ArrayLike,
-    task_covariance: ArrayLike,
-    alpha: float,
-    support: float,
-    noise: float = 0.0,
-    *,
-    steps: int = 1,
-) -> float:
-    """The least excess risk that a shallow linear model can reach after ``steps`` steps of size alpha.
+def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float, support: float,
+                 noise: float = 0.0, *, steps: int = 1) -> float:
+    """The least excess risk that a shallow linear model can reach after ``steps`` steps of size
+    alpha.
 
-    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of tr(Q C_aa)/2 and of the
-    noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh samples in every step. Arguments as in
-    :func:`preconditioned_risk`. Source: derived in book/depth/shallow.
+    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of tr(Q
+    C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh samples in
+    every step. Arguments as in :func:`preconditioned_risk`. Source: derived in book/depth/shallow.
     """
     of = _moments(covariance, task_covariance, support, noise)
     q = q_matrix(of.covariance, alpha, support, steps=steps)
@@ -286,11 +307,13 @@ def shallow_risk(
     return float(np.sum(q * own) / 2 + noisy)
 
 
-def best_shallow_step(covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
+def best_shallow_step(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
+                      noise: float = 0.0) -> float:
     """The inner step of least :func:`shallow_risk` for one step.
 
-    For one output tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m]; ``optimal_step`` where S and C
-    are isotropic. Arguments as in :func:`preconditioned_risk`. Source: derived in book/depth/shallow.
+    For one output tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m];
+    ``optimal_step`` where S and C are isotropic. Arguments as in :func:`preconditioned_risk`.
+    Source: derived in book/depth/shallow.
     """
     of = _moments(covariance, task_covariance, support, noise)
     top = np.einsum("aial,il->", of.cross, of.covariance)

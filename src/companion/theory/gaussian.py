@@ -29,26 +29,31 @@ def pairings(items: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 
 
 def wick(covariance: sp.Matrix, indices: Sequence[int]) -> sp.Expr:
-    """The moment E[x_i x_j ...] of x ~ N(0, covariance): the sum over pairings of products of covariances.
+    """The moment E[x_i x_j ...] of x ~ N(0, covariance): the sum over pairings of products of
+    covariances.
 
     ``indices`` may repeat; an odd number of them gives 0. Source: Isserlis (1918), Wick (1950).
     """
     if len(indices) % 2:
         return sp.Integer(0)
     slots = range(len(indices))
-    return sp.Add(*(sp.Mul(*(covariance[indices[a], indices[b]] for a, b in pairs)) for pairs in pairings(slots)))
+    return sp.Add(*(sp.Mul(*(covariance[indices[a], indices[b]] for a, b in pairs))
+                    for pairs in pairings(slots)))
 
 
 def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.Expr) -> sp.Matrix:
-    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat the Gram matrix X.T X / m of m samples.
+    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat the Gram matrix X.T X / m of m
+    samples.
 
-    Of the m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and x_t are
-    independent. ``inverse_support`` is 1/m. Derived in book/landscape/setting.
+    Of the m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and
+    x_t are independent. ``inverse_support`` is 1/m. Derived in book/landscape/setting.
     """
     d = covariance.rows
 
     def entry(a: int, b: int) -> sp.Expr:
-        same = sum(wick(covariance, (a, c, e, b)) * middle[c, e] for c in range(d) for e in range(d))
+        same = sum(
+            wick(covariance, (a, c, e, b)) * middle[c, e] for c in range(d) for e in range(d)
+        )
         apart = (covariance * middle * covariance)[a, b]
         return inverse_support * same + (1 - inverse_support) * apart
 
@@ -59,27 +64,35 @@ def check_covariance(name: str, value: ArrayLike) -> Array:
     """``value`` as float64 [..., d, d]; ValueError unless symmetric and positive semidefinite."""
     array = real(name, value)
     square = array.ndim >= 2 and array.shape[-1] == array.shape[-2] > 0
-    require(square, f"{name}.shape", "be [..., d, d]", array.shape, "stack one square matrix per task")
+    require(square, f"{name}.shape", "be [..., d, d]", array.shape,
+            "stack one square matrix per task")
     scale = np.abs(array).max(axis=(-1, -2))
     skew = np.abs(array - array.swapaxes(-1, -2)).max(axis=(-1, -2))
-    require(skew <= _SLACK * scale, name, "be symmetric: its largest |S - S.T| must be 0", skew, "use (S + S.T) / 2")
+    require(skew <= _SLACK * scale, name, "be symmetric: its largest |S - S.T| must be 0", skew,
+            "use (S + S.T) / 2")
     least = np.linalg.eigvalsh(array)[..., 0]
-    require(
-        least >= -_SLACK * scale, name, "be positive semidefinite: its least eigenvalue must be >= 0", least,
-        "a covariance has no negative variance; check the order of its factors",
-    )  # fmt: skip
+    require(least >= -_SLACK * scale, name,
+            "be positive semidefinite: its least eigenvalue must be >= 0", least,
+            "a covariance has no negative variance; check the order of its factors")
     return array
 
 
-def _after_one_step(matrix: Array, covariance: Array, alpha: Array, inverse_support: Array) -> Array:
-    """T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], written as a sum of positive semidefinite terms."""
+def _after_one_step(
+    matrix: Array, covariance: Array, alpha: Array, inverse_support: Array
+) -> Array:
+    """T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], written as a sum of positive semidefinite
+    terms."""
     shrink = np.eye(covariance.shape[-1]) - alpha * covariance
     spread = covariance @ matrix @ covariance
-    spread = spread + np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None] * covariance
+    spread = (
+        spread + np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None] * covariance
+    )
     return np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
 
 
-def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, steps: int) -> Iterator[Array]:
+def _powers(
+    covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, steps: int
+) -> Iterator[Array]:
     """S, T(S), ..., T^steps(S), after checking the arguments."""
     covariance = check_covariance("covariance", covariance)
     alpha = step_size(alpha)[..., None, None]
@@ -93,11 +106,16 @@ def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, steps: 
         yield matrix
 
 
-def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *, steps: int = 1) -> Array:
-    r"""The matrix Q of a task: after adapting from w its excess risk is (w - w*).Q (w - w*)/2, noise aside.
+def q_matrix(
+    covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *, steps: int = 1
+) -> Array:
+    r"""The matrix Q of a task: after adapting from w its excess risk is (w - w*).Q (w - w*)/2,
+    noise aside.
 
-    One step: Q = (I - aS) S (I - aS) + (a^2/m)(tr(S^2) S + S^3), S the covariance, a = alpha, m = support.
-    k steps, each with a fresh batch: Q = T^k(S), T(M) = (I - aS) M (I - aS) + (a^2/m)(S M S + tr(S M) S).
+    One step: Q = (I - aS) S (I - aS) + (a^2/m)(tr(S^2) S + S^3), S the covariance, a = alpha, m =
+    support.
+    k steps, each with a fresh batch: Q = T^k(S), T(M) = (I - aS) M (I - aS) + (a^2/m)(S M S + tr(S
+    M) S).
 
     Args:
         covariance: [..., d, d], symmetric, positive semidefinite.
@@ -117,59 +135,64 @@ def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *, ste
     return last
 
 
-def noise_risk(
-    covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, noise: ArrayLike = 0.0, *, steps: int = 1
-) -> Array:
-    r"""The part of a task's excess risk that label noise adds in the inner steps; it does not depend on w.
+def noise_risk(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, noise: ArrayLike = 0.0,
+               *, steps: int = 1) -> Array:
+    r"""The part of a task's excess risk that label noise adds in the inner steps; it does not
+    depend on w.
 
-    One step: (a^2 s^2 / 2m) tr(S^2). k fresh-batch steps: (a^2 s^2 / 2m) sum_{j<k} tr(S T^j(S)), s = noise.
-    Arguments as in :func:`q_matrix`; ``noise`` is the standard deviation of the labels' noise. Shape [...].
+    One step: (a^2 s^2 / 2m) tr(S^2). k fresh-batch steps: (a^2 s^2 / 2m) sum_{j<k} tr(S T^j(S)), s
+    = noise. Arguments as in :func:`q_matrix`; ``noise`` is the standard deviation of the labels'
+    noise. Shape [...].
     Source: derived in book/landscape/setting.
     """
     sigma = at_least("noise", noise, 0, "noise is a standard deviation")
     powers = list(_powers(covariance, alpha, support, steps))
     covariance = powers[0]
-    traces = sum((np.einsum("...ij,...ji->...", covariance, power) for power in powers[:-1]), np.zeros(()))
+    traces = sum((np.einsum("...ij,...ji->...", covariance, power) for power in powers[:-1]),
+                 np.zeros(()))
     return np.asarray(step_size(alpha) ** 2 * sigma**2 / (2 * support_size(support)) * traces)
 
 
-def _check_tasks(covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array]:
+def _check_tasks(
+    covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike | None
+) -> tuple[Array, Array, Array]:
     covariances = check_covariance("covariances", covariances)
     optima = real("optima", optima)
-    require(covariances.ndim == 3, "covariances.shape", "be [task, d, d]", covariances.shape, "stack one per task")
+    require(covariances.ndim == 3, "covariances.shape", "be [task, d, d]", covariances.shape,
+            "stack one per task")
     shape = covariances.shape[:2]
-    require(
-        optima.shape == shape,
-        "optima.shape",
-        f"be [task, d] = {shape}",
-        optima.shape,
-        "give one optimum per covariance",
-    )
+    require(optima.shape == shape, "optima.shape", f"be [task, d] = {shape}", optima.shape,
+            "give one optimum per covariance")
     if weights is None:
         return covariances, optima, np.full(shape[0], 1 / shape[0])
-    weights = at_least("weights", weights, 0, "weights are normalised inside, but none may be negative")
-    require(weights.shape == shape[:1], "weights.shape", f"be [task] = {shape[:1]}", weights.shape, "give one per task")
-    require(weights.sum() > 0, "weights", "have a positive sum", weights, "give at least one task a weight")
+    weights = at_least("weights", weights, 0,
+                       "weights are normalised inside, but none may be negative")
+    require(weights.shape == shape[:1], "weights.shape", f"be [task] = {shape[:1]}", weights.shape,
+            "give one per task")
+    require(weights.sum() > 0, "weights", "have a positive sum", weights,
+            "give at least one task a weight")
     return covariances, optima, weights / weights.sum()
 
 
 def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = "E[M]") -> Array:
-    """E[M]^-1 E[M w*], the minimiser of E (w - w*).M (w - w*): [task, d, d], [task, d], [task] -> [d].
+    """E[M]^-1 E[M w*], the minimiser of E (w - w*).M (w - w*): [task, d, d], [task, d], [task] ->
+    [d].
 
     Raises:
         ValueError: E[M] is singular.
     """
     mean = np.einsum("t,tij->ij", weights, matrices)
     eigenvalues = np.linalg.eigvalsh(mean)
-    require(
-        eigenvalues[0] > len(mean) * np.finfo(float).eps * eigenvalues[-1], f"{name}, the mean over tasks,",
-        "be non-singular, so that the minimiser is unique: its least eigenvalue must be > 0", eigenvalues[0],
-        "some direction is left to no task; add tasks, or change alpha",
-    )  # fmt: skip
+    require(eigenvalues[0] > len(mean) * np.finfo(float).eps * eigenvalues[-1],
+            f"{name}, the mean over tasks,",
+            "be non-singular, so that the minimiser is unique: its least eigenvalue must be > 0",
+            eigenvalues[0], "some direction is left to no task; add tasks, or change alpha")
     return np.linalg.solve(mean, np.einsum("t,tij,tj->i", weights, matrices, optima))
 
 
-def minimiser_nal(covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike | None = None) -> Array:
+def minimiser_nal(
+    covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike | None = None
+) -> Array:
     """What plain training without adaptation (NAL) learns: w_NAL = E[S]^-1 E[S w*]. Shape [d].
 
     Args:
@@ -186,46 +209,37 @@ def minimiser_nal(covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike 
     return weighted_centre(covariances, optima, weights, "E[Sigma]")
 
 
-def minimiser_maml(
-    covariances: ArrayLike,
-    optima: ArrayLike,
-    alpha: ArrayLike,
-    support: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    steps: int = 1,
-) -> Array:
+def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, support: ArrayLike,
+                   weights: ArrayLike | None = None, *, steps: int = 1) -> Array:
     """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d].
 
-    Arguments as in :func:`minimiser_nal` and :func:`q_matrix`; raises as they do, and for a singular E[Q].
+    Arguments as in :func:`minimiser_nal` and :func:`q_matrix`; raises as they do, and for a
+    singular E[Q].
     Source: derived in book/landscape/gap.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
-    return weighted_centre(q_matrix(covariances, alpha, support, steps=steps), optima, weights, "E[Q]")
+    return weighted_centre(q_matrix(covariances, alpha, support, steps=steps), optima, weights,
+                           "E[Q]")
 
 
-def excess_risk(
-    w: ArrayLike,
-    covariances: ArrayLike,
-    optima: ArrayLike,
-    alpha: ArrayLike,
-    support: ArrayLike,
-    weights: ArrayLike | None = None,
-    noise: ArrayLike = 0.0,
-    *,
-    steps: int = 1,
-) -> Array:
-    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + the noise term of :func:`noise_risk`.
+def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike,
+                support: ArrayLike, weights: ArrayLike | None = None, noise: ArrayLike = 0.0, *,
+                steps: int = 1) -> Array:
+    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + the noise term of
+    :func:`noise_risk`.
 
-    ``w`` is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess risk
-    without adaptation. The other arguments are those of :func:`minimiser_maml`.
+    ``w`` is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess
+    risk without adaptation. The other arguments are those of :func:`minimiser_maml`.
     Source: derived in book/landscape/setting.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
     w = real("w", w)
     d = optima.shape[1]
-    require(w.ndim >= 1 and w.shape[-1] == d, "w.shape", f"end in d = {d}", w.shape, "give one entry per input")
+    require(w.ndim >= 1 and w.shape[-1] == d, "w.shape", f"end in d = {d}", w.shape,
+            "give one entry per input")
     q = q_matrix(covariances, alpha, support, steps=steps)
     error = w[..., None, :] - optima
     risks = np.einsum("...ti,tij,...tj->...t", error, q, error) / 2
-    return np.asarray((risks + noise_risk(covariances, alpha, support, noise, steps=steps)) @ weights)
+    return np.asarray(
+        (risks + noise_risk(covariances, alpha, support, noise, steps=steps)) @ weights
+    )

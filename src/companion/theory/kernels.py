@@ -1,12 +1,14 @@
-r"""Exact population losses of two-layer networks f(W; x) = sum_j s(<w_j, x>) on Gaussian inputs x ~ N(0, rho I).
+r"""Exact population losses of two-layer networks f(W; x) = sum_j s(<w_j, x>) on Gaussian inputs x ~
+N(0, rho I).
 
 With C the covariance rho <., .> of two preactivations u, v, K = E[s(u) s(v)] is
 
 * erf, s(u) = erf(u / sqrt 2): (2/pi) asin(C_uv / sqrt((1 + C_uu)(1 + C_vv))); Williams (1997);
-* relu: sqrt(C_uu C_vv)/(2 pi) (sin t + (pi - t) cos t), cos t = C_uv / sqrt(C_uu C_vv); Cho and Saul (2009).
+* relu: sqrt(C_uu C_vv)/(2 pi) (sin t + (pi - t) cos t), cos t = C_uv / sqrt(C_uu C_vv); Cho and
+Saul (2009).
 
-Everything is differentiable twice, student = teacher included, and works under ``torch.func``. Checked in
-book/landscape/two_layer.
+Everything is differentiable twice, student = teacher included, and works under ``torch.func``.
+Checked in book/landscape/two_layer.
 """
 
 from collections.abc import Callable
@@ -34,12 +36,14 @@ def _angles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return torch.acos(cosine), (1 - cosine.square()).sqrt()
 
 
-# Autograd through acos gives NaN at the angle 0, where student = teacher. The two functions below carry the closed
-# forms instead, for rho = 1: of the kernel's gradient, and of that gradient's own derivative.
+# Autograd through acos gives NaN at the angle 0, where student = teacher. The two functions below
+# carry the closed forms instead, for rho = 1: of the kernel's gradient, and of that gradient's own
+# derivative.
 
 
 class _Gradient(torch.autograd.Function):
-    """(a, b, g) -> sum_jl g_jl dK_jl/da, with dK_jl/da_j = (|b_l| sin t a_j/|a_j| + (pi - t) b_l) / 2 pi."""
+    """(a, b, g) -> sum_jl g_jl dK_jl/da, with dK_jl/da_j = (|b_l| sin t a_j/|a_j| + (pi - t) b_l) /
+    2 pi."""
 
     generate_vmap_rule = True
 
@@ -59,14 +63,17 @@ class _Gradient(torch.autograd.Function):
         angle, sine = _angles(a, b)
         len_a, len_b = _lengths(a)[:, None], _lengths(b)[:, None]
         unit_a, unit_b = a / len_a, b / len_b
-        # e is the unit vector in the plane of the pair that is orthogonal to a; where the angle is 0 or pi it has no
-        # direction, and every term that it is in carries a factor sin t = 0
+        # e is the unit vector in the plane of the pair that is orthogonal to a; where the angle is
+        # 0 or pi it has no direction, and every term that it is in carries a factor sin t = 0
         off = unit_b - torch.cos(angle)[..., None] * unit_a[:, None]
-        e = torch.where(sine[..., None] > 0, off / sine.clamp_min(torch.finfo(a.dtype).tiny)[..., None], 0)
+        e = torch.where(sine[..., None] > 0,
+                        off / sine.clamp_min(torch.finfo(a.dtype).tiny)[..., None], 0)
         v_a, v_e = (unit_a * v).sum(-1)[:, None], (e * v[:, None]).sum(-1)
         weight = g * sine * len_b.mT / len_a
         to_a = weight.sum(-1)[:, None] * (v - v_a * unit_a) + ((weight * v_e)[..., None] * e).sum(1)
-        f = torch.cos(angle)[..., None] * e - sine[..., None] * unit_a[:, None]  # as e, but orthogonal to b
+        f = (
+            torch.cos(angle)[..., None] * e - sine[..., None] * unit_a[:, None]
+        )  # as e, but orthogonal to b
         to_b = (g * sine * v_a).sum(0)[:, None] * unit_b - ((g * sine * v_e)[..., None] * f).sum(0)
         to_b = to_b + (g * (pi - angle)).mT @ v
         to_g = sine * len_b.mT * v_a + (pi - angle) * (v @ b.mT)
@@ -81,7 +88,9 @@ class _ArcCosine(torch.autograd.Function):
     @staticmethod
     def forward(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         angle, sine = _angles(a, b)
-        return _lengths(a)[:, None] * _lengths(b) * (sine + (pi - angle) * torch.cos(angle)) / (2 * pi)
+        return (
+            _lengths(a)[:, None] * _lengths(b) * (sine + (pi - angle) * torch.cos(angle)) / (2 * pi)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -107,23 +116,27 @@ KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": _relu}
 def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> None:
     if activation not in KERNELS:
         raise ValueError(
-            f"activation must have a closed form, {' or '.join(KERNELS)}, got {activation!r}; draw samples"
+            f"activation must have a closed form, {' or '.join(KERNELS)}, got {activation!r}; "
+            f"draw samples"
         )
     for name, side in (("student", student), ("teacher", teacher)):
-        if side.ndim != 2 or side.shape[-1] != student.shape[-1] or not side.dtype.is_floating_point:
+        if (side.ndim != 2
+            or side.shape[-1] != student.shape[-1]
+            or not side.dtype.is_floating_point):
             raise ValueError(
-                f"{name} must be a float tensor [hidden, dim] with dim as the other's, got {side.dtype} "
+                f"{name} must be a float tensor [hidden, dim] with dim as the other's, got "
+                f"{side.dtype} "
                 f"{tuple(side.shape)}; batch with torch.func.vmap"
             )
 
 
-def population_loss(
-    student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float, activation: str
-) -> torch.Tensor:
+def population_loss(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float,
+                    activation: str) -> torch.Tensor:
     """E (f(W; x) - f(T; x))^2 / 2 over x ~ N(0, rho I), exactly.
 
-    (1/2)(sum K(w_i, w_j) - 2 sum K(w_i, t_l) + sum K(t_l, t_n)). Twice differentiable everywhere but at a zero row of
-    a ReLU network, where the loss itself has a kink and the derivative along that row is taken as 0.
+    (1/2)(sum K(w_i, w_j) - 2 sum K(w_i, t_l) + sum K(t_l, t_n)). Twice differentiable everywhere
+    but at a zero row of a ReLU network, where the loss itself has a kink and the derivative along
+    that row is taken as 0.
 
     Args:
         student: W, [k, d].
@@ -146,7 +159,9 @@ def population_loss(
     return (sums[0] - 2 * sums[1] + sums[2]) / 2
 
 
-def hessian(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float, activation: str) -> torch.Tensor:
+def hessian(
+    student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float, activation: str
+) -> torch.Tensor:
     """The Hessian of :func:`population_loss` in the student's weights, row by row, [kd, kd].
 
     At student = teacher it is E[phi phi^T], phi = df/dW.

@@ -1,8 +1,10 @@
-r"""The easy/hard mixture: what MAML gains over plain training without adaptation (NAL), in closed form.
+r"""The easy/hard mixture: what MAML gains over plain training without adaptation (NAL), in closed
+form.
 
-Tasks as in :mod:`companion.theory.gaussian`, with isotropic inputs x ~ N(0, rho I). An easy task has
-rho = rho_easy, a hard one, of probability ``hard_fraction``, rho = rho_hard. The optima of a group lie around
-its centre with total variance E|w* - c|^2 = var; the centres are ``distance`` apart. Only the position on the
+Tasks as in :mod:`companion.theory.gaussian`, with isotropic inputs x ~ N(0, rho I). An easy task
+has rho = rho_easy, a hard one, of probability ``hard_fraction``, rho = rho_hard. The optima of a
+group lie around its centre with total variance E|w* - c|^2 = var; the centres are ``distance``
+apart. Only the position on the
 line between the centres matters: ``weight`` is 1 at the easy centre, 0 at the hard one.
 Derived in book/landscape/gap.
 """
@@ -32,9 +34,11 @@ def symbols() -> SimpleNamespace:
 
 
 def contraction(rho: sp.Expr, alpha: sp.Expr, dim: sp.Expr, inverse_support: sp.Expr) -> sp.Expr:
-    """c = (1 - a rho)^2 + (d + 1) a^2 rho^2 / m: the factor by which one step shrinks the mean squared error.
+    """c = (1 - a rho)^2 + (d + 1) a^2 rho^2 / m: the factor by which one step shrinks the mean
+    squared error.
 
-    It is the T of :func:`companion.theory.gaussian.q_matrix` on multiples of I. Works on numbers and symbols.
+    It is the T of :func:`companion.theory.gaussian.q_matrix` on multiples of I. Works on numbers
+    and symbols.
     Source: derived in book/landscape/gap.
     """
     return (1 - alpha * rho) ** 2 + (dim + 1) * inverse_support * (alpha * rho) ** 2
@@ -42,10 +46,12 @@ def contraction(rho: sp.Expr, alpha: sp.Expr, dim: sp.Expr, inverse_support: sp.
 
 @cache
 def derive() -> SimpleNamespace:
-    """The closed forms, derived by SymPy in :func:`symbols`; ``a_E``, ``a_H`` stand for rho c^k of each group.
+    """The closed forms, derived by SymPy in :func:`symbols`; ``a_E``, ``a_H`` stand for rho c^k of
+    each group.
 
-    Fields: ``leftover_easy``, ``leftover_hard`` (rho c^k), ``noise`` (the risk that label noise adds), ``risk``
-    (of the weight lambda), ``weight_maml`` (its minimiser), ``weight_nal``, ``gap``.
+    Fields: ``leftover_easy``, ``leftover_hard`` (rho c^k), ``noise`` (the risk that label noise
+    adds), ``risk`` (of the weight lambda), ``weight_maml`` (its minimiser), ``weight_nal``,
+    ``gap``.
     """
     s = symbols()
     c_easy, c_hard = (contraction(rho, s.alpha, s.d, s.u) for rho in (s.rho_E, s.rho_H))
@@ -59,12 +65,9 @@ def derive() -> SimpleNamespace:
     (weight_maml,) = sp.solve(sp.diff(risk, s.lam), s.lam)
     weight_nal = weight_maml.subs({s.a_E: s.rho_E, s.a_H: s.rho_H})
     return SimpleNamespace(
-        leftover_easy=s.rho_E * c_easy**s.k,
-        leftover_hard=s.rho_H * c_hard**s.k,
-        noise=(1 - s.p) * noise(s.rho_E, c_easy) + s.p * noise(s.rho_H, c_hard),
-        risk=risk,
-        weight_maml=weight_maml,
-        weight_nal=weight_nal,
+        leftover_easy=s.rho_E * c_easy**s.k, leftover_hard=s.rho_H * c_hard**s.k,
+        noise=(1 - s.p) * noise(s.rho_E, c_easy) + s.p * noise(s.rho_H, c_hard), risk=risk,
+        weight_maml=weight_maml, weight_nal=weight_nal,
         gap=sp.factor(risk.subs(s.lam, weight_nal) - risk.subs(s.lam, weight_maml)),
     )
 
@@ -73,9 +76,10 @@ def derive() -> SimpleNamespace:
 def proofs() -> dict[str, bool]:
     """The theorems of book/landscape/gap, proved anew by SymPy: name -> whether it went through.
 
-    ``gap``: it is R^2/2 times a square over positive terms. ``zeros``: for one step the rest of its root has the
-    single zero alpha_0, and more steps add none (shown up to 5). ``limit``: 1 + lambda^2 R^2/v_H at alpha = 1/rho_E,
-    m = infinity. ``monotone``: the limit rises in R and rho_E/rho_H and falls in v_H.
+    ``gap``: it is R^2/2 times a square over positive terms. ``zeros``: for one step the rest of its
+    root has the single zero alpha_0, and more steps add none (shown up to 5). ``limit``: 1 +
+    lambda^2 R^2/v_H at alpha = 1/rho_E, m = infinity. ``monotone``: the limit rises in R and
+    rho_E/rho_H and falls in v_H.
     """
     s, d = symbols(), derive()
     odds, t = sp.symbols("odds t", positive=True)
@@ -114,12 +118,14 @@ def _one_minus_power(base: Array, steps: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    r"""An easy/hard mixture of isotropic linear-regression tasks, and the exact risks of NAL and MAML on it.
+    r"""An easy/hard mixture of isotropic linear-regression tasks, and the exact risks of NAL and
+    MAML on it.
 
     Every field is a number or an array; all are broadcast together, and so is every result.
 
     Args:
-        rho_easy: input variance of easy tasks, > 0: gradient descent contracts at the rate 1 - alpha rho.
+        rho_easy: input variance of easy tasks, > 0: gradient descent contracts at the rate 1 -
+            alpha rho.
         rho_hard: the same of hard tasks. Either group may in fact be the harder.
         dim: d, the number of inputs, whole, >= 1.
         support: m, samples per inner step, >= 1; ``math.inf`` is the full batch.
@@ -159,7 +165,8 @@ class Mixture:
         step_size(self.alpha)
         fraction = real("hard_fraction", self.hard_fraction)
         inside = (fraction >= 0) & (fraction <= 1)
-        require(inside, "hard_fraction", "lie in [0, 1]", fraction, "it is the probability of a hard task")
+        require(inside, "hard_fraction", "lie in [0, 1]", fraction,
+                "it is the probability of a hard task")
         at_least("distance", self.distance, 0, "it is the distance of the two centres")
         for name in ("var_easy", "var_hard"):
             at_least(name, getattr(self, name), 0, "it is a variance, E|w* - c|^2")
@@ -169,25 +176,34 @@ class Mixture:
         try:
             object.__setattr__(self, "_shape", np.broadcast_shapes(*shapes.values()))
         except ValueError as error:
-            raise ValueError(f"fields must broadcast together, got {shapes}; add axes of length 1") from error
+            raise ValueError(
+                f"fields must broadcast together, got {shapes}; add axes of length 1"
+            ) from error
         with np.errstate(over="ignore", invalid="ignore"):
             grown = self._shared.scale
-        require(np.isfinite(grown), "c^steps", "be finite", grown, "this alpha diverges: take fewer or smaller steps")
+        require(np.isfinite(grown), "c^steps", "be finite", grown,
+                "this alpha diverges: take fewer or smaller steps")
 
     def _out(self, value: Array) -> Array:
-        """``value`` in the common shape of the fields and itself; a NumPy scalar where that is ()."""
+        """``value`` in the common shape of the fields and itself; a NumPy scalar where that is
+        ()."""
         return np.array(np.broadcast_to(value, np.broadcast_shapes(value.shape, self._shape)))[()]  # type: ignore[attr-defined]
 
     @cached_property
     def _fields(self) -> SimpleNamespace:
-        values = {field.name: np.asarray(getattr(self, field.name), dtype=np.float64) for field in fields(self)}
-        return SimpleNamespace(**values, inverse_support=1 / np.asarray(self.support, dtype=np.float64))
+        values = {field.name: np.asarray(getattr(self, field.name), dtype=np.float64)
+                  for field in fields(self)}
+        return SimpleNamespace(**values,
+                               inverse_support=1 / np.asarray(self.support, dtype=np.float64))
 
     @cached_property
     def _shared(self) -> SimpleNamespace:
-        """What the risks share. ``easy`` and ``hard`` are (1-p) a_E and p a_H over ``scale`` = max(c)^k."""
+        """What the risks share. ``easy`` and ``hard`` are (1-p) a_E and p a_H over ``scale`` =
+        max(c)^k."""
         f = self._fields
-        c_easy, c_hard = (contraction(rho, f.alpha, f.dim, f.inverse_support) for rho in (f.rho_easy, f.rho_hard))
+        c_easy, c_hard = (
+            contraction(rho, f.alpha, f.dim, f.inverse_support) for rho in (f.rho_easy, f.rho_hard)
+        )
         top = np.maximum(c_easy, c_hard)
         divisor = np.where(top == 0, 1.0, top)
         easy = (1 - f.hard_fraction) * f.rho_easy * (c_easy / divisor) ** f.steps
@@ -196,11 +212,13 @@ class Mixture:
         bend = f.alpha * (1 + (f.dim + 1) * f.inverse_support) * (f.rho_easy + f.rho_hard)
         difference = f.alpha * (f.rho_easy - f.rho_hard) * (2 - bend)
         powers = np.sign(difference) * _one_minus_power(np.abs(difference) / divisor, f.steps)
-        return SimpleNamespace(easy=easy, hard=hard, scale=top**f.steps, cross=f.rho_easy * f.rho_hard * powers)
+        return SimpleNamespace(easy=easy, hard=hard, scale=top**f.steps,
+                               cross=f.rho_easy * f.rho_hard * powers)
 
     @cached_property
     def _noise(self) -> Array:
-        """The risk that label noise adds: the mean over groups of (a s rho)^2 d/(2m) (1 + c + ... + c^(k-1))."""
+        """The risk that label noise adds: the mean over groups of (a s rho)^2 d/(2m) (1 + c + ... +
+        c^(k-1))."""
         f = self._fields
         total = np.zeros(())
         if not np.any(f.noise * f.inverse_support):
@@ -228,24 +246,29 @@ class Mixture:
 
     @cached_property
     def weight_nal(self) -> Array:
-        """Where NAL settles: (1-p) rho_E / ((1-p) rho_E + p rho_H), the weight on the easy centre."""
+        """Where NAL settles: (1-p) rho_E / ((1-p) rho_E + p rho_H), the weight on the easy
+        centre."""
         f = self._fields
         easy, hard = (1 - f.hard_fraction) * f.rho_easy, f.hard_fraction * f.rho_hard
         return self._out(easy / (easy + hard))
 
     @cached_property
     def weight_maml(self) -> Array:
-        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; NAL's weight where no error is left."""
+        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; NAL's weight where no
+        error is left."""
         shared = self._shared
         return self._out(_safe_ratio(shared.easy, shared.easy + shared.hard, self.weight_nal))
 
     def risk(self, weight: ArrayLike) -> Array:
-        """The excess risk after adapting from lambda c_E + (1 - lambda) c_H, lambda = ``weight``, noise included.
+        """The excess risk after adapting from lambda c_E + (1 - lambda) c_H, lambda = ``weight``,
+        noise included.
 
-        [(1-p) a_E (v_E + (1-lambda)^2 R^2) + p a_H (v_H + lambda^2 R^2)] / 2 + noise term, in squared units of y.
-        ``weight`` may be any real number and is broadcast with the fields.
+        [(1-p) a_E (v_E + (1-lambda)^2 R^2) + p a_H (v_H + lambda^2 R^2)] / 2 + noise term, in
+        squared units of y. ``weight`` may be any real number and is broadcast with the fields.
         """
-        return self._out(self._shared.scale * self._scaled_risk(real("weight", weight)) + self._noise)
+        return self._out(
+            self._shared.scale * self._scaled_risk(real("weight", weight)) + self._noise
+        )
 
     @cached_property
     def risk_nal(self) -> Array:
@@ -259,29 +282,37 @@ class Mixture:
 
     @cached_property
     def gap(self) -> Array:
-        """risk_nal - risk_maml >= 0, from its factored form: the difference of two close numbers is never taken."""
+        """risk_nal - risk_maml >= 0, from its factored form: the difference of two close numbers is
+        never taken."""
         return self._out(self._shared.scale * self._scaled_gap)
 
     @cached_property
     def ratio(self) -> Array:
         """risk_nal / risk_maml >= 1; inf where only risk_maml is 0, and 1 where both are."""
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # 0/0 and x/0 where scale underflows
+        with np.errstate(
+            divide="ignore", over="ignore", invalid="ignore"
+        ):  # 0/0 and x/0 where scale underflows
             noise = np.where(self._noise == 0, 0.0, self._noise / self._shared.scale)
             risk = self._scaled_risk(self.weight_maml) + noise
-            return self._out(1 + _safe_ratio(self._scaled_gap, risk, np.where(self._scaled_gap > 0, np.inf, 0.0)))
+            return self._out(
+                1 + _safe_ratio(self._scaled_gap, risk, np.where(self._scaled_gap > 0, np.inf, 0.0))
+            )
 
     @cached_property
     def equal_hardness_step(self) -> Array:
-        """alpha_0 = 2m / ((m + d + 1)(rho_E + rho_H)): the step that leaves both kinds of task equally unsolved."""
+        """alpha_0 = 2m / ((m + d + 1)(rho_E + rho_H)): the step that leaves both kinds of task
+        equally unsolved."""
         f = self._fields
         return self._out(2 / ((1 + (f.dim + 1) * f.inverse_support) * (f.rho_easy + f.rho_hard)))
 
 
 def best_step(mixture: Mixture, method: str) -> float:
-    """The inner step at which ``method`` ("nal" or "maml") has its least risk; ``mixture.alpha`` is not used.
+    """The inner step at which ``method`` ("nal" or "maml") has its least risk; ``mixture.alpha`` is
+    not used.
 
-    NAL's minimiser does not depend on the step, MAML's is learned anew for each. Both risks are rational in
-    alpha; all critical points are found as polynomial roots, and the best of those >= 0 (and 0) is returned.
+    NAL's minimiser does not depend on the step, MAML's is learned anew for each. Both risks are
+    rational in alpha; all critical points are found as polynomial roots, and the best of those >= 0
+    (and 0) is returned.
 
     Raises:
         ValueError: another method, or a mixture with array fields.
@@ -290,7 +321,8 @@ def best_step(mixture: Mixture, method: str) -> float:
     """
     if method not in ("nal", "maml"):
         raise ValueError(f'method must be "nal" or "maml", got {method!r}; name one of the two')
-    require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays", "call once per mixture")
+    require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays",
+            "call once per mixture")
     f = mixture._fields
     steps, p = int(f.steps), float(f.hard_fraction)
     alpha = Polynomial([0.0, 1.0])
@@ -307,7 +339,9 @@ def best_step(mixture: Mixture, method: str) -> float:
     if method == "nal":
         weight = mixture.weight_nal
         far_easy, far_hard = ((1 - weight) * f.distance) ** 2, (weight * f.distance) ** 2
-        slope = ((easy * (f.var_easy + far_easy) + hard * (f.var_hard + far_hard)) / 2 + noise).deriv()
+        slope = (
+            (easy * (f.var_easy + far_easy) + hard * (f.var_hard + far_hard)) / 2 + noise
+        ).deriv()
     else:  # at the best weight the distance costs R^2 easy hard / (easy + hard)
         whole, product = easy + hard, easy * hard
         slope = ((easy * f.var_easy + hard * f.var_hard) / 2 + noise).deriv() * whole**2
@@ -315,6 +349,8 @@ def best_step(mixture: Mixture, method: str) -> float:
     roots = slope.trim().roots()
     real_roots = roots.real[(np.abs(roots.imag) < 1e-6 * (1 + np.abs(roots))) & (roots.real > 0)]
     candidates = np.concatenate([[0.0], real_roots])
-    values = {field.name: getattr(mixture, field.name) for field in fields(mixture)} | {"alpha": candidates}
+    values = {field.name: getattr(mixture, field.name) for field in fields(mixture)} | {
+        "alpha": candidates
+    }
     there = Mixture(**values)
     return float(candidates[np.argmin(there.risk_nal if method == "nal" else there.risk_maml)])

@@ -16,12 +16,14 @@ def _all_coefficients_positive(factor: sp.Expr) -> bool:
 def proved_sign(expression: sp.Expr) -> int:
     """The sign of a rational ``expression`` over positive symbols, where factoring shows it.
 
-    Numerator and denominator are factored. A factor of even power counts as a square; any other must be, up
-    to its sign, a sum of positive terms. Returns 1 for positive, -1 for negative, 0 for the zero expression;
-    with a square among the factors the sign is weak (the expression may also vanish).
+    Numerator and denominator are factored. A factor of even power counts as a square; any other
+    must be, up to its sign, a sum of positive terms. Returns 1 for positive, -1 for negative, 0 for
+    the zero expression; with a square among the factors the sign is weak (the expression may also
+    vanish).
 
     Raises:
-        ValueError: a factor whose sign this does not show. It is named; the expression may still have a sign.
+        ValueError: a factor whose sign this does not show. It is named; the expression may still
+            have a sign.
     """
     sign = 1
     for part in sp.fraction(sp.cancel(sp.together(expression))):
@@ -37,6 +39,7 @@ def proved_sign(expression: sp.Expr) -> int:
             elif not _all_coefficients_positive(sp.expand(factor)):
                 raise ValueError(
                     f"every factor must be a square or a sum of positive terms, got {factor}; "
-                    "declare its symbols positive, or substitute what makes it so (p = 1/(1 + s), s > 0)"
+                    "declare its symbols positive, or substitute what makes it so (p = 1/(1 + "
+                    "s), s > 0)"
                 )
     return sign
