@@ -12,13 +12,13 @@ from scipy import stats
 from torch.func import grad
 
 from companion import nets, streams, training
+from companion.errors import Diverged
 from companion.losses import squared_error
 from companion.meta_optimizers import Params, sgd
 from companion.objectives import maml, nal
 from companion.records import RecordError
-from companion.sweeps import Diverged
 from companion.tasks import Task
-from companion.tasks.linear import LinearFamily
+from companion.tasks.regressions import LinearFamily
 from companion.training import Checkpoint, Optimizer, adam, cosine, fleet_gradient, train
 
 F64 = torch.float64

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from companion import paths, records
+from companion import errors, paths, records
 from companion.evaluation import Interval
 
 PROFILES = ("quick", "cpu", "full")
@@ -85,7 +85,7 @@ def listed() -> list[dict[str, Any]]:
     root = paths.checkout()
     path = root / "claims.yml" if root else None
     if path is None or not path.exists():
-        raise records.RecordError(
+        raise errors.RecordError(
             "claims.yml must be at hand, got an installed package; only a checkout has it"
         )
     import yaml  # only here: an experiment settles its claims without it
@@ -94,7 +94,7 @@ def listed() -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(
         {"id", "statement", "criterion"} <= set(entry) for entry in entries
     ):
-        raise records.RecordError(
+        raise errors.RecordError(
             f"{path} must list claims with id, statement and criterion; restore it"
         )
     return entries
@@ -132,7 +132,7 @@ def _settle(entry: dict[str, Any], profile: str) -> Verdict:
         source = f"{found.EXPERIMENT.name}/{own}"
         try:
             record = found.EXPERIMENT.load(own)
-        except records.MissingRecord:
+        except errors.MissingRecord:
             parts[source] = "pending"
         else:
             findings.append((settle(record), source, record))

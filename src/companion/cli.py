@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from companion import claims, experiments, paths, records
+from companion import claims, errors, experiments, paths, records
 
 app = typer.Typer(
     add_completion=False,
@@ -31,9 +31,9 @@ def show() -> None:
             try:
                 provenance = experiment.load(profile).provenance
                 state = f"{provenance['started'][:10]}, {provenance['seconds']} s"
-            except records.MissingRecord:
+            except errors.MissingRecord:
                 state = "none"
-            except records.RecordError as error:
+            except errors.RecordError as error:
                 state = f"[red]not usable[/red]: {error}"
             table.add_row(name, profile, str(len(experiment.points(config))), state,
                           experiment.purpose)
@@ -48,7 +48,7 @@ def verify(
     """Print the ledger of a profile; fails where any record, of any profile, has been altered."""
     for name in experiments.NAMES:
         for each in experiments.get(name).profiles:
-            with suppress(records.MissingRecord):
+            with suppress(errors.MissingRecord):
                 experiments.get(name).load(each)
     table = Table("claim", "verdict", "value", "95 %", "of what", "from")
     for claim in claims.evaluate(profile):
@@ -102,7 +102,7 @@ def main() -> None:
     the run was."""
     try:
         app()
-    except records.RecordError as error:
+    except errors.RecordError as error:
         sys.exit(f"companion: {error}")
     except ValueError as error:
         print(f"companion: {error}", file=sys.stderr)

@@ -11,8 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,17 +21,11 @@ import pandas as pd
 
 import companion
 from companion import paths
+from companion.errors import MissingRecord, RecordError
+from companion.files import naming, write_atomically
 
 Row = dict[str, Any]  # column -> text, number, or None
 TABLE, PROVENANCE = "table.csv", "provenance.json"
-
-
-class RecordError(ValueError):
-    """A file of a record or journal cannot be read, written or trusted; names it and the remedy."""
-
-
-class MissingRecord(RecordError):
-    """There is no record yet."""
 
 
 def _canonical(value: Any) -> str:
@@ -46,34 +39,6 @@ def _sha256(data: bytes) -> str:
 def config_hash(experiment: str, config: Any) -> str:
     """The hash of a frozen config (a dataclass of plain values) of an experiment."""
     return _sha256(_canonical({"experiment": experiment, "config": asdict(config)}).encode())
-
-
-@contextmanager
-def naming(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into one that names the file and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise RecordError(
-            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or "
-            f"set COMPANION_RESULTS to "
-            "another folder, and run again: finished points are kept"
-        ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of ``data`` under ``path``, or an error and what was there before."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path, "written"):
-        try:
-            with scratch.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        finally:
-            with suppress(OSError):
-                scratch.unlink()
 
 
 def folder(experiment: str, profile: str) -> Path:

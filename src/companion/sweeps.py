@@ -27,23 +27,6 @@ Point = Mapping[str, Any]
 PER_WORKER = 2  # points in flight for each worker: one at work, one waiting
 
 
-class Diverged(ArithmeticError):
-    """A run left the finite numbers; says at which step."""
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is not finite from step {step} on; take a smaller rate")
-        self.step = step
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it crosses to another process
-        return (_again, (self.step, str(self)))
-
-
-def _again(step: int, text: str) -> Diverged:
-    error = Diverged(step, "")
-    error.args = (text,)
-    return error
-
-
 class InProcess(Executor):
     """Runs every call at once, in this process."""
 

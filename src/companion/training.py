@@ -5,12 +5,9 @@ The leading axis of every tensor is the run (a seed at a setting), then comes th
 one by one.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +15,11 @@ import torch
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from companion import checkpoints
+from companion.checkpoints import Checkpoint
 from companion.checks import at_least, require
+from companion.errors import Diverged, OutOfMemory
 from companion.meta_optimizers import Params
-from companion.records import RecordError, naming, write_atomically
-from companion.sweeps import Diverged
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
 Gradient = Callable[
@@ -30,10 +28,6 @@ Gradient = Callable[
 Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
 Watch = Callable[[int, Params, torch.Tensor], None]
 _LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
-
-
-class OutOfMemory(MemoryError):
-    """The fleet does not fit into the memory of its device; says how to make it smaller."""
 
 
 @contextmanager
@@ -234,15 +228,6 @@ def cosine(rate: float, steps: int) -> Callable[[int], float]:
     )
 
 
-class Checkpoint(NamedTuple):
-    """Where a long training keeps its state, how often, and what it is of (any text; another run's
-    is refused)."""
-
-    path: Path
-    every: int
-    of: str
-
-
 def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimizer, steps: int,
           settings: tuple[Any, ...] = (), watch: Watch | None = None,
           checkpoint: Checkpoint | None = None) -> Params:
@@ -271,7 +256,7 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
     at_least("steps", steps, 0, "0 steps return the start", whole=True)
     params, moments, start = dict(params), optimizer.init(params), 0
     if checkpoint is not None and checkpoint.path.exists():
-        params, moments, start = _resume(checkpoint, params, moments)
+        params, moments, start = checkpoints.resume(checkpoint, params, moments)
     for step in range(start, steps):
         gradients, values = gradient(params, draw(step), *settings)
         if step % _LOOK_EVERY == 0 or step == steps - 1:
@@ -282,7 +267,7 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
             updates, moments = optimizer.update(gradients, moments, step)
             params = {name: value - updates[name] for name, value in params.items()}
         if checkpoint is not None and (step + 1) % checkpoint.every == 0 and step + 1 < steps:
-            _keep(checkpoint, params, moments, step + 1)
+            checkpoints.keep(checkpoint, params, moments, step + 1)
     _look(sum(value.reshape(len(value), -1).sum(1) for value in params.values()), steps)
     if checkpoint is not None:
         checkpoint.path.unlink(missing_ok=True)
@@ -293,51 +278,3 @@ def _look(values: Any, step: int) -> None:
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
         raise Diverged(step, f"the objective of run {bad[0]} ({len(bad)} of {len(values)} runs)")
-
-
-def _state(params: Params, moments: Params) -> dict[str, torch.Tensor]:
-    parts = {"params": params, "moments": moments}
-    return {f"{part}/{name}": value.contiguous()
-            for part, tree in parts.items()
-            for name, value in tree.items()}
-
-
-def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
-    shapes = {name: [str(value.dtype), *value.shape] for name, value in sorted(state.items())}
-    return hashlib.sha256(json.dumps([checkpoint.of, shapes]).encode()).hexdigest()
-
-
-def _keep(checkpoint: Checkpoint, params: Params, moments: Params, step: int) -> None:
-    """Write the state: the hash of the rest, then a safetensors file with the step in its
-    header."""
-    from safetensors.torch import save
-
-    state = _state(params, moments)
-    data = save(state, metadata={"step": str(step), "of": _fingerprint(checkpoint, state)})
-    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(checkpoint.path, hashlib.sha256(data).digest() + data)
-
-
-def _resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Params, Params, int]:
-    """What :func:`_keep` wrote, for a run that would start with ``params`` and ``moments``."""
-    from safetensors.torch import load
-
-    path = checkpoint.path
-    with naming(path, "read"):
-        content = path.read_bytes()
-    stated, data = content[:32], content[32:]
-    if hashlib.sha256(data).digest() != stated:
-        raise RecordError(
-            f"{path} must match its hash, got an altered or cut file; remove it to start afresh"
-        )
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    if header["of"] != _fingerprint(checkpoint, _state(params, moments)):
-        raise RecordError(
-            f"{path} must be the checkpoint of this run, got that of another; remove it"
-        )
-    kept = load(data)
-
-    def back(part: str, tree: Params) -> Params:
-        return {name: kept[f"{part}/{name}"].to(value.device) for name, value in tree.items()}
-
-    return back("params", params), back("moments", moments), int(header["step"])

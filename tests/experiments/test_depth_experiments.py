@@ -18,7 +18,7 @@ from companion.meta_optimizers import RULES, sgd
 from companion.objectives import adapted_by_rule, counted, joined
 from companion.records import Record
 from companion.streams import stream, torch_stream
-from companion.tasks import shallow as tasks
+from companion.tasks import readouts as tasks
 from companion.theory import depth
 from companion.theory.gaussian import excess_risk
 

@@ -9,7 +9,7 @@ from scipy import stats
 from companion.evaluation import estimate, log_log_slope
 from companion.experiments.linear import measure as linear
 from companion.streams import stream
-from companion.tasks.linear import LinearFamily, easy_and_hard
+from companion.tasks.regressions import LinearFamily, easy_and_hard
 from companion.theory.gaussian import q_matrix
 from companion.theory.landscape import Mixture
 

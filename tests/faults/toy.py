@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from companion import experiments
-from companion.sweeps import Diverged
+from companion.errors import Diverged
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from companion.evaluation import Estimate, estimate
 from companion.experiments.linear.measure import adapted_risks, draws_needed, monte_carlo
 from companion.streams import stream
-from companion.tasks.linear import LinearFamily, easy_and_hard
+from companion.tasks.regressions import LinearFamily, easy_and_hard
 from companion.theory.landscape import Mixture
 
 TERMS = ("first order", "squared step", "cube", "trace", "distance", "variance", "noise")

@@ -13,7 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from companion import records, sweeps
-from companion.records import Journal, MissingRecord, Record, Row
+from companion.errors import MissingRecord
+from companion.files import naming
+from companion.records import Journal, Record, Row
 from companion.sweeps import Point
 
 NAMES = ("linear", "two_layer", "shallow", "linear_layers", "meta_optimizers", "landscape_images",
@@ -155,7 +157,7 @@ def _compute(function: Callable[[Any, Point, str], Sequence[Row]], config: Any, 
 def _locked(where: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a record's folder; says so where it has to wait for another run."""
     lock = FileLock(where / ".lock")
-    with records.naming(where, "made and locked"):
+    with naming(where, "made and locked"):
         where.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)

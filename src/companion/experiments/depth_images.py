@@ -9,11 +9,12 @@ import pandas as pd
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding, all_or_some
+from companion.errors import Diverged
 from companion.experiments import Experiment, few_shot
 from companion.experiments.few_shot import Fleet, Model, Setting, Sizes
 from companion.objectives import counted
 from companion.records import Record, Row
-from companion.sweeps import Diverged, Point
+from companion.sweeps import Point
 
 ADDED = 1  # linear layers of LinNet, before the head
 MODELS = {  # what adapts -> the rule, and how many linear layers are added

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from companion import nets, paths, records, training
 from companion.adaptation import adapt
+from companion.checkpoints import Checkpoint
 from companion.checks import Array
 from companion.evaluation import Interval, estimate
 from companion.losses import cross_entropy
@@ -231,11 +232,11 @@ def _optimizer(sizes: Sizes) -> training.Optimizer:
     return training.Optimizer(plain.init, update)
 
 
-def _checkpoint(key: str | None, device: str) -> training.Checkpoint | None:
+def _checkpoint(key: str | None, device: str) -> Checkpoint | None:
     if key is None:
         return None
     name = hashlib.sha256(f"{key} on {device}".encode()).hexdigest()[:16]
-    return training.Checkpoint(paths.cache() / "checkpoints" / f"{name}.safetensors",
+    return Checkpoint(paths.cache() / "checkpoints" / f"{name}.safetensors",
                                _CHECKPOINT_EVERY, key)
 
 

@@ -14,14 +14,15 @@ from torch.func import grad, vjp, vmap
 from companion import nets
 from companion.checks import Array
 from companion.claims import Finding, all_or_some
+from companion.errors import Diverged
 from companion.evaluation import interval_columns
 from companion.experiments import Experiment, shallow, synthetic
 from companion.experiments.synthetic import Fleet, Model
 from companion.meta_optimizers import RULES, Params
 from companion.objectives import counted
 from companion.records import Record, Row
-from companion.sweeps import Diverged, Point
-from companion.tasks.shallow import Shallow
+from companion.sweeps import Point
+from companion.tasks.readouts import Shallow
 from companion.theory import depth
 
 KINDS = ("regression", "boundaries", "mlp")

@@ -14,15 +14,16 @@ from torch.utils._pytree import tree_map
 from companion import streams, training
 from companion.adaptation import Loss
 from companion.checks import Array
+from companion.errors import Diverged
 from companion.evaluation import Interval, bootstrap
 from companion.losses import cross_entropy, logistic, squared_error
 from companion.meta_optimizers import RULES, Alpha, Params, Rule
 from companion.nets import Apply, Net
 from companion.objectives import adapted_by_rule, joined, learned, parted
 from companion.records import Row
-from companion.sweeps import Diverged, Point
-from companion.tasks import Task, shallow
-from companion.tasks.shallow import Shallow
+from companion.sweeps import Point
+from companion.tasks import Task, readouts
+from companion.tasks.readouts import Shallow
 
 _BATCH = 50  # test tasks at once
 # the most that a test task's loss counts for: repeated steps of a trained model can diverge
@@ -76,22 +77,22 @@ class Fleet(NamedTuple):
         self, purpose: str, tasks: int, query: int
     ) -> Callable[[int], dict[str, torch.Tensor]]:
         """The draws for ``purpose``, a step at a time; they depend on the seeds alone."""
-        shapes = shallow.shapes(self.families, tasks, self.support + (0 if self.exact else query))
+        shapes = readouts.shapes(self.families, tasks, self.support + (0 if self.exact else query))
         device, dtype = str(self.alpha.device), self.alpha.dtype
         return streams.normals(self.seeds, f"synthetic/{purpose}", shapes, device=device,
                                dtype=dtype)
 
     def task(self, normal: dict[str, torch.Tensor], of: Shallow) -> Task:
         """One task from its normals."""
-        return shallow.task(of, normal, self.kind, self.support, exact=self.exact)
+        return readouts.task(of, normal, self.kind, self.support, exact=self.exact)
 
 
 def fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, support: int,
           device: str = "cpu") -> Fleet:
     """A run for every setting and seed, settings outermost.
 
-    A setting holds the arguments of :func:`companion.tasks.shallow.family` and ``alpha``, the inner
-    step times the
+    A setting holds the arguments of :func:`companion.tasks.readouts.family` and ``alpha``, the
+    inner step times the
     largest curvature: the largest eigenvalue of S, a quarter of it for boundaries. Runs of one seed
     share axes, features and draws.
     """
@@ -99,7 +100,7 @@ def fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int]
     for setting in settings:
         of = {name: value for name, value in setting.items() if name != "alpha"}
         for seed in seeds:
-            found = shallow.family(streams.torch_stream(seed, "synthetic/family"), **of)
+            found = readouts.family(streams.torch_stream(seed, "synthetic/family"), **of)
             top = max(of["scales"]) ** 2 * (1 if kind == "regression" else 0.25)
             families.append(found)
             alphas.append(setting["alpha"] / top)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from companion import paths
-from companion.tasks.sources import SOURCES, DataError, MissingData, Source, load
+from companion.errors import DataError, MissingData
+from companion.tasks.sources import SOURCES, Source, load
 
 
 class Download(NamedTuple):

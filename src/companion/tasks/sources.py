@@ -20,20 +20,13 @@ from torch.nn import functional as F
 
 from companion import paths
 from companion.checks import require
-from companion.records import RecordError, write_atomically
+from companion.errors import DataError, MissingData, RecordError
+from companion.files import write_atomically
 from companion.streams import stream
 from companion.tasks import glyphs
 
 SPLITS = ("train", "validation", "test")
 Bytes = NDArray[np.uint8]
-
-
-class DataError(ValueError):
-    """A data file is missing, damaged, or not what it should be; names it and says what to do."""
-
-
-class MissingData(DataError):
-    """No file of a source is there."""
 
 
 class Source(NamedTuple):

@@ -15,7 +15,7 @@ from companion.experiments.linear import measure
 from companion.records import Record, Row
 from companion.streams import stream
 from companion.sweeps import Point
-from companion.tasks.linear import LinearFamily, easy_and_hard
+from companion.tasks.regressions import LinearFamily, easy_and_hard
 from companion.theory.landscape import Mixture, proofs
 
 BASE = {"rho_easy": 1.0, "rho_hard": 0.2, "dim": 3, "support": 60, "alpha": 0.9, "distance": 3.0,

@@ -15,7 +15,7 @@ from companion.meta_optimizers import Params, sgd
 from companion.objectives import maml, nal
 from companion.streams import stream
 from companion.tasks import Task
-from companion.tasks.linear import LinearFamily
+from companion.tasks.regressions import LinearFamily
 from companion.theory.gaussian import q_matrix
 
 _BYTES = 2**26  # of inputs held at once

@@ -9,18 +9,17 @@ from torch.func import vmap
 from companion import nets
 from companion.losses import squared_error
 from companion.streams import normals, torch_stream
-from companion.tasks import shallow
 
 F64 = torch.float64
 SCALES = (0.3, 1.0, 2.0)
 
 
-def family(**options) -> shallow.Shallow:
-    return shallow.family(torch_stream(0, "tests/shallow"), **({"scales": SCALES} | options))
+def family(**options) -> readouts.Shallow:
+    return readouts.family(torch_stream(0, "tests/shallow"), **({"scales": SCALES} | options))
 
 
-def drawn(of: shallow.Shallow, tasks: int, samples: int) -> dict[str, torch.Tensor]:
-    found = normals([0], "tests/shallow", shallow.shapes(of, tasks, samples), dtype=F64)(0)
+def drawn(of: readouts.Shallow, tasks: int, samples: int) -> dict[str, torch.Tensor]:
+    found = normals([0], "tests/shallow", readouts.shapes(of, tasks, samples), dtype=F64)(0)
     return {name: value[0] for name, value in found.items()}
 
 
@@ -29,9 +28,9 @@ def test_inputs_and_optima_have_the_covariances_that_are_told() -> None:
     assert torch.linalg.eigvalsh(of.covariance).tolist() == pytest.approx([0.09, 1, 4], rel=1e-10)
     assert (of.covariance - torch.diag(torch.diag(of.covariance))).abs().max() > 0.1
     normal = drawn(of, 100_000, 1)
-    tasks = vmap(lambda n: shallow.task(of, n, "regression", 1))(normal)
+    tasks = vmap(lambda n: readouts.task(of, n, "regression", 1))(normal)
     x = tasks.support[0][:, 0]
-    w = vmap(lambda n: shallow.optimum(of, n))(normal).flatten(1)
+    w = vmap(lambda n: readouts.optimum(of, n))(normal).flatten(1)
     for sample, exact in ((x, of.covariance), (w, of.task_covariance)):
         products = sample[:, :, None] * sample[:, None]
         assert ((products.mean(0) - exact).abs() < 4.5 * products.std(0) / len(sample) ** 0.5).all()
@@ -49,25 +48,25 @@ def test_axes_can_be_those_of_the_coordinates() -> None:
 def test_labels() -> None:
     of = family(outputs=2, noise=0.5)
     normal = {name: value[0] for name, value in drawn(of, 1, 8).items()}
-    w = shallow.optimum(of, normal)
-    (x, y), (query, query_y) = shallow.task(of, normal, "regression", 5)
+    w = readouts.optimum(of, normal)
+    (x, y), (query, query_y) = readouts.task(of, normal, "regression", 5)
     assert (x.shape, query.shape) == ((5, 3), (3, 3))
     torch.testing.assert_close(y, x @ w.T + 0.5 * normal["noise"][:5])
     torch.testing.assert_close(query_y, query @ w.T)
-    _, (query, query_y) = shallow.task(of, normal, "boundaries", 5)
+    _, (query, query_y) = readouts.task(of, normal, "boundaries", 5)
     assert torch.equal(query_y, (query @ w.T).argmax(1))
     one = family()
     normal = {name: value[0] for name, value in drawn(one, 1, 40).items()}
-    (x, y), _ = shallow.task(one, normal, "boundaries", 35)
-    assert torch.equal(y, (x @ shallow.optimum(one, normal)[0] > 0).double())
+    (x, y), _ = readouts.task(one, normal, "boundaries", 35)
+    assert torch.equal(y, (x @ readouts.optimum(one, normal)[0] > 0).double())
     assert 0 < y.mean() < 1
 
 
 def test_shared_features() -> None:
     of = family(hidden=6)
     normal = {name: value[0] for name, value in drawn(of, 1, 8).items()}
-    (x, y), _ = shallow.task(of, normal, "regression", 8)
-    torch.testing.assert_close(y, torch.tanh(x @ of.features.T) @ shallow.optimum(of, normal)[0])
+    (x, y), _ = readouts.task(of, normal, "regression", 8)
+    torch.testing.assert_close(y, torch.tanh(x @ of.features.T) @ readouts.optimum(of, normal)[0])
 
 
 def test_the_exact_query_is_the_expectation() -> None:
@@ -75,11 +74,11 @@ def test_the_exact_query_is_the_expectation() -> None:
     of, net = family(outputs=2), nets.linear(3, 2)
     normal = {name: value[0] for name, value in drawn(of, 1, 200_000).items()}
     params, loss = net.init(torch_stream(1, "tests"), dtype=F64), squared_error(net.apply)
-    exact = loss(params, shallow.task(of, normal, "regression", 5, exact=True).query)
-    error = params["0.weight"] - shallow.optimum(of, normal)
+    exact = loss(params, readouts.task(of, normal, "regression", 5, exact=True).query)
+    error = params["0.weight"] - readouts.optimum(of, normal)
     assert exact.item() == pytest.approx((torch.trace(error @ of.covariance @ error.T) / 2).item(),
                                          rel=1e-12)
-    x, y = shallow.task(of, normal, "regression", 5).query
+    x, y = readouts.task(of, normal, "regression", 5).query
     each = (net.apply(params, x) - y).square().sum(1) / 2
     assert abs(each.mean() - exact) < 4 * each.std() / math.sqrt(len(x))
 
@@ -101,6 +100,6 @@ def test_bad_tasks() -> None:
     of = family(hidden=4)
     normal = {name: value[0] for name, value in drawn(of, 1, 8).items()}
     with pytest.raises(ValueError, match="kind must be one of regression, boundaries, got 'waves'"):
-        shallow.task(of, normal, "waves", 5)
+        readouts.task(of, normal, "waves", 5)
     with pytest.raises(ValueError, match="exact needs labels that are linear in x"):
-        shallow.task(of, normal, "regression", 5, exact=True)
+        readouts.task(of, normal, "regression", 5, exact=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from companion.streams import stream
-from companion.tasks.linear import LinearFamily
+from companion.tasks.regressions import LinearFamily
 
 COVARIANCES = np.array([[[1.0, 0.5], [0.5, 2.0]], [[0.2, 0.0], [0.0, 0.1]]])
 FIELDS = dict(covariances=COVARIANCES, centres=np.array([[1.0, 0.0], [0.0, -2.0]]),

@@ -1,0 +1,40 @@
+"""Every error of the package that a caller may want to catch by name."""
+
+from typing import Any
+
+
+class RecordError(ValueError):
+    """A file of a record or journal cannot be read, written or trusted; names it and the remedy."""
+
+
+class MissingRecord(RecordError):
+    """There is no record yet."""
+
+
+class DataError(ValueError):
+    """A data file is missing, damaged, or not what it should be; names it and says what to do."""
+
+
+class MissingData(DataError):
+    """No file of a source is there."""
+
+
+class OutOfMemory(MemoryError):
+    """The fleet does not fit into the memory of its device; says how to make it smaller."""
+
+
+class Diverged(ArithmeticError):
+    """A run's numbers are no longer finite; says from which step on."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is not finite from step {step} on; take a smaller rate")
+        self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it crosses to another process
+        return (_again, (self.step, str(self)))
+
+
+def _again(step: int, text: str) -> Diverged:
+    error = Diverged(step, "")
+    error.args = (text,)
+    return error

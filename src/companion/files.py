@@ -1,0 +1,36 @@
+"""Files written whole or not at all, and errors that name them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from companion.errors import RecordError
+
+
+@contextmanager
+def naming(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into one that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or "
+            f"set COMPANION_RESULTS to "
+            "another folder, and run again: finished points are kept"
+        ) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of ``data`` under ``path``, or an error and what was there before."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path, "written"):
+        try:
+            with scratch.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            with suppress(OSError):
+                scratch.unlink()
