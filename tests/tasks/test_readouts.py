@@ -9,6 +9,7 @@ from torch.func import vmap
 from companion import nets
 from companion.losses import squared_error
 from companion.streams import normals, torch_stream
+from companion.tasks import readouts
 
 F64 = torch.float64
 SCALES = (0.3, 1.0, 2.0)
