@@ -80,6 +80,12 @@ class Interval:
     high: float
 
     @property
+    def detectable(self) -> float:
+        """The least distance from a null that would be seen with 80 % power: (1.96 + 0.84) errors,
+        an error being the half width over 1.96."""
+        return float((self.high - self.low) / 2 * (1 + stats.norm.ppf(0.8) / stats.norm.ppf(0.975)))
+
+    @property
     def texts(self) -> tuple[str, str]:
         """Value and interval, to the digits that the interval allows."""
         decimals = Estimate(self.value, (self.high - self.low) / 4, 2).decimals

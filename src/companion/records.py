@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from companion.errors import MissingRecord, RecordError
 from companion.files import naming, write_atomically
 
 Row = dict[str, Any]  # column -> text, number, or None
+Point = Mapping[str, Any]  # what tells one measurement of an experiment apart
 TABLE, PROVENANCE = "table.csv", "provenance.json"
 
 
@@ -36,9 +38,16 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def config_hash(experiment: str, config: Any) -> str:
-    """The hash of a frozen config (a dataclass of plain values) of an experiment."""
-    return _sha256(_canonical({"experiment": experiment, "config": asdict(config)}).encode())
+def key(experiment: str, config: Any, points: Sequence[Point]) -> str:
+    """The hash of all that reaches a measurement: a frozen config (a dataclass of plain values) and
+    the points of an experiment."""
+    content = {"experiment": experiment, "config": asdict(config), "points": list(points)}
+    return _sha256(_canonical(content).encode())
+
+
+def point_key(point: Point) -> str:
+    """A point by its content."""
+    return _sha256(_canonical(dict(point)).encode())[:16]
 
 
 def folder(experiment: str, profile: str) -> Path:
@@ -73,10 +82,19 @@ def commit() -> str | None:
     return head + ("+dirty" if status else "")
 
 
+def processor() -> str:
+    """The model of the processor, as the system names it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def environment() -> dict[str, Any]:
-    """What the numbers may depend on besides the config: versions and commit."""
+    """What the numbers may depend on besides the config: versions, commit and processor."""
     names = ("numpy", "scipy", "sympy", "torch", "pandas")
-    return {"companion": companion.__version__, "commit": commit(),
+    return {"companion": companion.__version__, "commit": commit(), "processor": processor(),
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             "versions": {name: metadata.version(name) for name in names}}
@@ -84,9 +102,12 @@ def environment() -> dict[str, Any]:
 
 def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
     """Write a record, the table first: a crash between the two files leaves a mismatch that
-    :func:`load` refuses."""
-    frame = pd.DataFrame(list(rows))
-    table = frame.to_csv(index=False, lineterminator="\n").encode()
+    :func:`load` refuses. ValueError unless all rows have the same columns."""
+    for row in rows:
+        if list(row) != list(rows[0]):
+            raise ValueError(f"rows of one table must have the same columns, got {list(rows[0])} "
+                             f"and {list(row)}; give every measurement an experiment of its own")
+    table = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n").encode()
     with naming(where, "made"):
         where.mkdir(parents=True, exist_ok=True)
     write_atomically(where / TABLE, table)
@@ -100,11 +121,11 @@ def load(where: Path, *, expected: str | None = None) -> Record:
 
     Args:
         where: the folder, usually :func:`folder`.
-        expected: the config hash that the record must have been made with.
+        expected: the key that the record must have been made with.
 
     Raises:
         MissingRecord: there is none.
-        RecordError: a file is missing, truncated or altered, or the config is another.
+        RecordError: a file is missing, truncated or altered, or the key is another.
     """
     remedy = (
         "restore it from version control, or make the record again with `companion run ... --fresh`"
@@ -120,7 +141,7 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         table, text = (where / TABLE).read_bytes(), (where / PROVENANCE).read_bytes()
     try:
         provenance = json.loads(text)
-        stated, made_with = provenance["table_sha256"], provenance["config_hash"]
+        stated, made_with = provenance["table_sha256"], str(provenance.get("key"))
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(
             f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; {remedy}"
@@ -131,7 +152,7 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         )
     if expected is not None and made_with != expected:
         raise RecordError(
-            f"{where / PROVENANCE} must be of config {expected[:12]}, got {made_with[:12]}: "
+            f"{where / PROVENANCE} must be of key {expected[:12]}, got {made_with[:12]}: "
             f"the experiment has changed "
             "since; make the record again with `companion run`"
         )
@@ -139,7 +160,7 @@ def load(where: Path, *, expected: str | None = None) -> Record:
 
 
 class Journal:
-    """The points of one run, appended as they finish; one line each, ``hash json``.
+    """The points of one run by content, appended as they finish; one line each, ``hash json``.
 
     A line that a crash cut short is dropped when the journal is opened again. A whole line that
     does not match its hash means an altered file, and is refused. Use as a context manager; only
@@ -148,7 +169,7 @@ class Journal:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
-        self.entries: dict[int, Row] = {}
+        self._entries: dict[str, Row] = {}
         with naming(path, "opened"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
@@ -156,19 +177,18 @@ class Journal:
             data = self._file.read()
         try:
             whole = data[: data.rfind(b"\n") + 1]
-            lines = whole.splitlines()
             if len(whole) < len(data):
                 with naming(path, "mended"):
                     self._file.truncate(len(whole))
+            lines = [self._parse(line, number)
+                     for number, line in enumerate(whole.splitlines(), start=1)]
             if not lines:
                 self._append(dict(header))
-            elif self._parse(lines[0], 1) != dict(header):
-                raise RecordError(
-                    f"{path} must be the journal of this run, got that of another; remove it"
-                )
-            for number, line in enumerate(lines[1:], start=2):
-                entry = self._parse(line, number)
-                self.entries[int(entry["point"])] = entry
+            elif lines[0] != dict(header):
+                raise RecordError(f"{path} must be the journal of this run, got that of another; "
+                                  "remove it")
+            for entry in lines[1:]:
+                self._entries[point_key(entry["point"])] = entry
         except BaseException:
             self._file.close()
             raise
@@ -182,43 +202,41 @@ class Journal:
     def _parse(self, line: bytes, number: int) -> Row:
         stated, _, text = line.partition(b" ")
         if _sha256(text)[:16].encode() != stated:
-            raise RecordError(
-                f"{self.path}, line {number}, must match its hash, got an altered line; remove "
-                f"the file to start "
-                "afresh, or restore it"
-            )
+            raise RecordError(f"{self.path}, line {number}, must match its hash, got an altered "
+                              "line; remove the file to start afresh, or restore it")
         entry: Row = json.loads(text)
         return entry
 
     def _append(self, entry: Row) -> None:
-        text = _canonical(entry).encode()
+        # in the rows' own order of columns, which the table of a resumed run keeps
+        text = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
         with naming(self.path, "written"):
             line = _sha256(text)[:16].encode() + b" " + text + b"\n"
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def add(self, point: int, rows: Sequence[Row]) -> None:
+    def _keep(self, point: Point, entry: Row) -> None:
+        self._entries[point_key(point)] = entry
+        self._append(entry)
+
+    def add(self, point: Point, rows: Sequence[Row]) -> None:
         """Keep the rows of a finished point."""
-        self.entries[point] = {"point": point, "rows": list(rows)}
-        self._append(self.entries[point])
+        self._keep(point, {"point": dict(point), "rows": list(rows)})
 
-    def fail(self, point: int, reason: str) -> None:
+    def fail(self, point: Point, reason: str) -> None:
         """Note that a point failed; the next run tries it again."""
-        self.entries[point] = {"point": point, "failed": reason}
-        self._append(self.entries[point])
+        self._keep(point, {"point": dict(point), "failed": reason})
+
+    def finished(self, point: Point) -> bool:
+        """Whether the rows of a point are kept."""
+        return "rows" in self._entries.get(point_key(point), {})
 
     @property
-    def finished(self) -> set[int]:
-        """The points whose rows are kept."""
-        return {point for point, entry in self.entries.items() if "rows" in entry}
-
-    @property
-    def failures(self) -> dict[int, str]:
+    def failures(self) -> list[tuple[Point, str]]:
         """The points that failed when last tried, and why."""
-        return {point: entry["failed"]
-                for point, entry in sorted(self.entries.items())
-                if "failed" in entry}
+        return [(entry["point"], entry["failed"]) for entry in self._entries.values()
+                if "failed" in entry]
 
-    def rows(self) -> list[Row]:
-        """All kept rows, in the order of the points."""
-        return [row for point in sorted(self.finished) for row in self.entries[point]["rows"]]
+    def rows(self, points: Sequence[Point]) -> list[Row]:
+        """The kept rows of ``points``, in their order."""
+        return [row for point in points for row in self._entries[point_key(point)]["rows"]]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -21,9 +21,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from companion.checks import require
-from companion.records import Journal, Row
+from companion.records import Journal, Point, Row
 
-Point = Mapping[str, Any]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PER_WORKER = 2  # points in flight for each worker: one at work, one waiting
 
 
@@ -85,6 +85,7 @@ def executor(
     elif workers is not None:
         require(workers >= 1, "workers", "be at least 1", workers,
                 "leave it out to run in this process")
+        os.environ |= dict.fromkeys(THREADS, "1")  # numbers may depend on the threads
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_end_with_parent,
                                  initargs=(os.getpid(),)) as pool:
@@ -101,44 +102,43 @@ def _check(rows: Sequence[Row]) -> None:
 
 
 def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], journal: Journal,
-          pool: Executor, in_flight: int, *, progress: bool = True) -> dict[int, str]:
-    """Compute every point that ``journal`` does not hold yet, and journal each as it finishes.
+          pool: Executor, in_flight: int, *, progress: bool = True) -> list[tuple[Point, str]]:
+    """Measure every point that ``journal`` does not hold yet, and journal each as it finishes.
 
     A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
-    others go on.
-    Returns the failures: point -> reason.
+    others go on. Returns the failures: points and reasons.
 
     Raises:
         BrokenExecutor: a worker process was lost; what finished is kept.
     """
-    todo = iter([i for i in range(len(points)) if i not in journal.finished])
-    running: dict[Future[Sequence[Row]], int] = {}
+    missing = [point for point in points if not journal.finished(point)]
+    todo = iter(missing)
+    running: dict[Future[Sequence[Row]], Point] = {}
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                    TextColumn("{task.fields[failed]} failed"), TimeRemainingColumn(),
                    disable=not progress)
+
+    def refill() -> None:
+        while len(running) < in_flight and (point := next(todo, None)) is not None:
+            running[pool.submit(function, point)] = point
+
     with bar:
-        task = bar.add_task("points", total=len(points), completed=len(journal.finished), failed=0)
-        failed = 0
-
-        def refill() -> None:
-            while len(running) < in_flight and (i := next(todo, None)) is not None:
-                running[pool.submit(function, points[i])] = i
-
+        task = bar.add_task("points", total=len(points), completed=len(points) - len(missing),
+                            failed=0)
         refill()
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                i = running.pop(future)
+                point = running.pop(future)
                 try:
                     rows = future.result()
                     _check(rows)
                 except BrokenExecutor:
                     raise
                 except Exception as error:
-                    journal.fail(i, f"{type(error).__name__}: {error}")
-                    failed += 1
+                    journal.fail(point, f"{type(error).__name__}: {error}")
                 else:
-                    journal.add(i, rows)
-                bar.update(task, advance=1, failed=failed)
+                    journal.add(point, rows)
+                bar.update(task, advance=1, failed=len(journal.failures))
             refill()
     return journal.failures

@@ -1,0 +1,82 @@
+"""What an experiment is: profiles, points, one measurement, and the findings that it settles."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from companion import records
+from companion.errors import Diverged
+from companion.records import Point, Record, Row
+from companion.tables import Finding
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment: its profiles, the points of a config, and how one point is measured.
+
+    ``measure(config, point, device)`` returns rows of the same columns, one a measurement. It must
+    give the same rows for the same arguments in any process, so it draws from named streams only.
+    A point is a plain dict of what tells it apart; every other number that reaches a measurement is
+    in the config. ``findings`` map a claim's part, "D1/synthetic", to what settles it.
+    ``devices`` are those that it can use, the preferred one first.
+    """
+
+    name: str
+    purpose: str
+    profiles: Mapping[str, Any]
+    points: Callable[[Any], Sequence[Point]]
+    measure: Callable[[Any, Point, str], Sequence[Row]]
+    findings: Mapping[str, Callable[[Record], Finding]] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu",)
+
+    def config(self, profile: str) -> Any:
+        """The frozen config of a profile; ValueError for an unknown one."""
+        if profile not in self.profiles:
+            names = ", ".join(self.profiles)
+            raise ValueError(f"profile must be one of {names}, got {profile!r}; see companion list")
+        return self.profiles[profile]
+
+    def key(self, profile: str) -> str:
+        """The hash of the config of a profile and of its points: what a record is of."""
+        config = self.config(profile)
+        return records.key(self.name, config, self.points(config))
+
+    def load(self, profile: str) -> Record:
+        """The record of a profile, verified, and of today's config and points."""
+        return records.load(records.folder(self.name, profile), expected=self.key(profile))
+
+    def device(self, wanted: str) -> str:
+        """The device to run on: ``wanted``, or for "auto" the first that is usable and present."""
+        if wanted not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu or cuda, got {wanted!r}")
+        import torch  # only here: whoever reads records needs no torch
+
+        here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        if wanted == "auto":
+            return next(device for device in self.devices if device in here)
+        if wanted not in self.devices:
+            raise ValueError(f"device must be one that {self.name} uses, "
+                             f"{', '.join(self.devices)}, got {wanted!r}")
+        if wanted not in here:
+            raise ValueError("device must be present, got 'cuda' and no CUDA device; "
+                             "use --device cpu")
+        return wanted
+
+
+def rounded(**numbers: Any) -> Row:
+    """Numbers to six digits, for a table."""
+    return {name: float(f"{float(number):.6g}") for name, number in numbers.items()}
+
+
+def unless_diverged(rows: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float],
+                    lost: Callable[[float], list[Row]]) -> list[Row]:
+    """The rows of a fleet at several inner rates; where a run diverges, the rates one by one.
+
+    A rate with a run that diverges counts as lost: its rows are ``lost(alpha)``.
+    """
+    try:
+        return rows(alphas)
+    except Diverged:
+        if len(alphas) == 1:
+            return lost(alphas[0])
+        return [row for alpha in alphas for row in unless_diverged(rows, [alpha], lost)]
