@@ -1,6 +1,15 @@
-"""Where tasks come from."""
+"""Tasks, and the tasks of many runs at once. The modules below say where they come from."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import tree_map
+
+from companion.adaptation import Loss
+from companion.nets import Apply
 
 
 class Task(NamedTuple):
@@ -9,3 +18,50 @@ class Task(NamedTuple):
 
     support: Any
     query: Any
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The tasks of runs that are trained together, one run for every seed at every setting.
+
+    ``draw(fleet, purpose, tasks, query)`` is a function of the step: what its tasks are made from,
+    [run, task, ...], with ``query`` samples to score on; runs of one seed draw alike.
+    ``make(drawn, *settings)`` makes one task of it, ``loss(apply)`` is its loss.
+
+    Args:
+        name: of the streams that everything is drawn from.
+        seeds: of the runs.
+        settings: trees of tensors [run, ...], the arguments of ``make``.
+        alpha: inner rates, [run].
+        draw, make, loss: see above.
+        classes: whether labels are classes, so that there is an accuracy.
+        population: whether a side is a whole population and not samples, both sides the same.
+        training_dtype: samples are noisier than float32; exact losses want float64.
+        chunk: runs, and tasks of a run, computed at once in training; all by default.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    settings: tuple[Any, ...]
+    alpha: torch.Tensor
+    draw: Callable[["Fleet", str, int, int], Callable[[int], Any]]
+    make: Callable[..., Task]
+    loss: Callable[[Apply], Loss]
+    classes: bool = False
+    population: bool = False
+    training_dtype: torch.dtype = torch.float32
+    chunk: int | None = None
+
+    def to(self, dtype: torch.dtype) -> "Fleet":
+        """The fleet with its floating numbers in another precision."""
+        cast = partial(tree_map, lambda leaf: leaf.to(dtype))
+        return replace(self, settings=cast(self.settings), alpha=cast(self.alpha))
+
+    def at(self, alpha: torch.Tensor) -> "Fleet":
+        """The fleet with other inner rates, [run]."""
+        return replace(self, alpha=alpha.to(self.alpha))
+
+    def run(self, index: int) -> tuple[Any, ...]:
+        """The settings of one run, on the CPU."""
+        taken: tuple[Any, ...] = tree_map(lambda leaf: leaf[index].cpu(), self.settings)
+        return taken

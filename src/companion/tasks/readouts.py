@@ -4,22 +4,27 @@ shared features.
 x ~ N(0, S), S = root root.T, the same for every task of a family. W* = output_root N /
 sqrt(inputs), N standard normal; its inputs are x, or the shared features tanh(F x). Labels are W* x
 + noise z ("regression"), or the class whose output is the largest ("boundaries"; with one output, 1
-where it is positive). Everything is for one task; batch it with ``torch.func.vmap``.
+where it is positive). Everything but :func:`readout_fleet` is for one task.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
+from companion.adaptation import Loss
 from companion.checks import at_least, real, require
-from companion.tasks import Task
+from companion.losses import cross_entropy, logistic, squared_error
+from companion.nets import Apply
+from companion.streams import normals, torch_stream
+from companion.tasks import Fleet, Task
 
 KINDS = ("regression", "boundaries")
 
 
-class Shallow(NamedTuple):
+class Readout(NamedTuple):
     """A family: ``root`` [dim, dim], ``output_root`` [output, output], ``noise`` [] and
     ``features`` [hidden, dim].
 
@@ -54,9 +59,9 @@ class Shallow(NamedTuple):
         return torch.kron(self.output_root @ self.output_root.mT, eye) / self.inputs
 
 
-def family(generator: torch.Generator, *, scales: Sequence[float], outputs: int = 1,
+def readout(generator: torch.Generator, *, scales: Sequence[float], outputs: int = 1,
            turned: bool = True, correlation: float = 0.0, noise: float = 0.0, hidden: int = 0,
-           dtype: torch.dtype = torch.float64) -> Shallow:
+           dtype: torch.dtype = torch.float64) -> Readout:
     """A family whose inputs have the standard deviations ``scales`` [dim] along random axes.
 
     Args:
@@ -93,10 +98,10 @@ def family(generator: torch.Generator, *, scales: Sequence[float], outputs: int 
     features = torch.randn(hidden, dim, generator=generator, device=here, dtype=dtype) / math.sqrt(
         dim
     )
-    return Shallow(root, output_root, torch.tensor(noise, device=here, dtype=dtype), features)
+    return Readout(root, output_root, torch.tensor(noise, device=here, dtype=dtype), features)
 
 
-def shapes(of: Shallow, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:
+def shapes(of: Readout, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:
     """The standard normals that a batch of tasks is made from, for
     :func:`companion.streams.normals`."""
     outputs, dim = of.output_root.shape[-1], of.root.shape[-1]
@@ -104,19 +109,19 @@ def shapes(of: Shallow, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:
             "noise": (tasks, samples, outputs)}
 
 
-def optimum(of: Shallow, normal: dict[str, torch.Tensor]) -> torch.Tensor:
+def optimum(of: Readout, normal: dict[str, torch.Tensor]) -> torch.Tensor:
     """W* of one task, [output, input]."""
     w = of.output_root @ normal["task"]
     return w / math.sqrt(w.shape[-1])
 
 
-def outputs(of: Shallow, normal: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def outputs(of: Readout, normal: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """The task's own outputs without noise: x [sample, dim] -> [sample, output]."""
     inputs = x if of.linear else torch.tanh(x @ of.features.mT)
     return inputs @ optimum(of, normal).mT
 
 
-def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, *,
+def task(of: Readout, normal: dict[str, torch.Tensor], kind: str, support: int, *,
          exact: bool = False) -> Task:
     """One task: the first ``support`` samples to adapt on, the others to score on, labels without
     noise there.
@@ -145,3 +150,39 @@ def task(of: Shallow, normal: dict[str, torch.Tensor], kind: str, support: int, 
     values[0] = values[0] + of.noise * normal["noise"][:support]
     y, query_y = (value.squeeze(-1) if value.shape[-1] == 1 else value for value in values)
     return Task((x, y), (query, query_y))
+
+
+def readout_fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *,
+                  support: int, device: str = "cpu") -> Fleet:
+    """A run for every setting and seed, settings outermost.
+
+    A setting holds the arguments of :func:`readout` and ``alpha``, the inner rate times the largest
+    curvature: the largest eigenvalue of S, a quarter of it for boundaries. Runs of one seed share
+    axes, features and draws. The expected loss of regression linear in x is exact.
+    """
+    families, alphas = [], []
+    for setting in settings:
+        options = {name: value for name, value in setting.items() if name != "alpha"}
+        top = max(options["scales"]) ** 2 * (1 if kind == "regression" else 0.25)
+        families += [readout(torch_stream(seed, "synthetic/family"), **options) for seed in seeds]
+        alphas += [setting["alpha"] / top] * len(seeds)
+    stacked: Readout = tree_map(lambda *leaves: torch.stack(leaves).to(device), *families)
+    exact = kind == "regression" and stacked.linear
+
+    def draw(fleet: Fleet, purpose: str, tasks: int,
+             query: int) -> Callable[[int], dict[str, torch.Tensor]]:
+        return normals(fleet.seeds, f"{fleet.name}/{purpose}",
+                       shapes(stacked, tasks, support + (0 if exact else query)),
+                       device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
+
+    def make(normal: dict[str, torch.Tensor], family: Readout) -> Task:
+        return task(family, normal, kind, support, exact=exact)
+
+    def loss(apply: Apply) -> Loss:
+        if kind == "regression":
+            return squared_error(apply)
+        return logistic(apply) if stacked.output_root.shape[-1] == 1 else cross_entropy(apply)
+
+    return Fleet("synthetic", tuple(seeds) * len(settings), (stacked,),
+                 torch.tensor(alphas, dtype=torch.float64, device=device), draw, make, loss,
+                 classes=kind == "boundaries")

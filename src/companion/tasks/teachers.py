@@ -7,19 +7,25 @@ families is one with a leading run axis. Everything below is for one task; batch
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
+from companion.adaptation import Loss
 from companion.checks import at_least, require
-from companion.nets import Apply
-from companion.tasks import Task
+from companion.losses import squared_error
+from companion.nets import Apply, two_layer
+from companion.streams import normals, torch_stream
+from companion.tasks import Fleet, Task
+from companion.theory.kernels import KERNELS, hessian, population_loss
 
 EASY, HARD = 0, 1
+_DRAWS = 4000  # inputs for a mean that has no closed form
 
 
 class Teachers(NamedTuple):
@@ -36,7 +42,7 @@ class Teachers(NamedTuple):
     cut: torch.Tensor
 
 
-def family(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: float, rho_hard: float,
+def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: float, rho_hard: float,
            distance: float, var_easy: float, var_hard: float, hard_fraction: float = 0.5,
            length: float = 1.0, dtype: torch.dtype = torch.float64) -> Teachers:
     """A family with random centres, ``distance`` apart.
@@ -77,11 +83,6 @@ def family(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: float
                             (math.sqrt(var_easy / entries), math.sqrt(var_hard / entries)))]
     return Teachers(length * torch.stack([easy, hard]),
                     *(t.to(generator.device) for t in (*numbers, cut)))
-
-
-def stacked(families: Sequence[Teachers]) -> Teachers:
-    """A fleet of families, [run, ...]."""
-    return Teachers(*(torch.stack(leaves) for leaves in zip(*families, strict=True)))
 
 
 def shapes(of: Teachers, tasks: int, samples: int = 0) -> dict[str, tuple[int, ...]]:
@@ -125,6 +126,92 @@ def aligned(weights: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
     return weights[torch.from_numpy(np.asarray(linear_sum_assignment(cost)[1]))]
 
 
-def on(of: Any, **options: Any) -> Any:
-    """``of``, a family or any tree of tensors, after ``.to(**options)``."""
-    return tree_map(lambda leaf: leaf.to(**options), of)
+def features(activation: str, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """phi = df/dW at every input: weights [hidden, dim], x [sample, dim] -> [sample, hidden *
+    dim]."""
+    apply = two_layer(1, 1, activation).apply
+
+    def output(w: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
+        return apply({"weight": w}, one[None])[0]
+
+    found: torch.Tensor = vmap(grad(output), in_dims=(None, 0))(weights, x).flatten(1)
+    return found
+
+
+def curvature(activation: str, weights: torch.Tensor, rho: torch.Tensor,
+              x: torch.Tensor) -> torch.Tensor:
+    """H = E[phi phi^T] of one teacher, [hidden * dim, hidden * dim]; ``x`` [draw, dim], standard
+    normal, is used only where the activation has no closed form."""
+    if activation in KERNELS:
+        return hessian(weights, weights, rho, activation)
+    phi = features(activation, weights, rho.sqrt() * x)
+    return phi.mT @ phi / len(phi)
+
+
+def inputs(seed: int, dim: int) -> torch.Tensor:
+    """Standard normal inputs of a seed, for means that have no closed form, [draw, dim]."""
+    generator = torch_stream(seed, "two_layer/inputs")
+    return torch.randn(_DRAWS, dim, generator=generator, dtype=torch.float64)
+
+
+def drawn(of: Teachers, seed: int, count: int) -> dict[str, torch.Tensor]:
+    """The normals of ``count`` teachers of a seed, other than those of its tasks."""
+    draw = normals([seed], "two_layer/local", shapes(of, count), dtype=torch.float64)(0)
+    return {name: value[0] for name, value in draw.items()}
+
+
+def mean_curvature(activation: str, of: Teachers, group: int, seed: int,
+                   count: int = 50) -> torch.Tensor:
+    """The mean H of ``count`` teachers of a group."""
+    normal = drawn(of, seed, count)["teacher"]
+    x = inputs(seed, normal.shape[-1])
+    weights = of.centres[group] + of.spread[group] * normal
+    mean: torch.Tensor = vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights).mean(0)
+    return mean
+
+
+def population(activation: str) -> Loss:
+    """The exact loss on a batch (teacher, rho)."""
+    return lambda params, batch: population_loss(params["weight"], batch[0], batch[1],
+                                                  activation)
+
+
+def teacher_fleet(activation: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *,
+                  dim: int, hidden: int, support: int | None, device: str = "cpu") -> Fleet:
+    """A run for every setting and seed, settings outermost.
+
+    A setting holds the arguments of :func:`teachers` and ``alpha``, the inner rate times the
+    largest curvature of the easy tasks. ``support`` are the samples to adapt on; None is the full
+    batch, the exact gradient of the population. Runs of one seed share centres, start and draws.
+
+    Raises:
+        ValueError: an argument of the family out of range.
+    """
+    families, alphas = [], []
+    for setting in settings:
+        options = {name: value for name, value in setting.items() if name != "alpha"}
+        for seed in seeds:
+            family = teachers(torch_stream(seed, "two_layer/centres"), dim=dim, hidden=hidden,
+                              **options)
+            top = torch.linalg.eigvalsh(mean_curvature(activation, family, EASY, seed))[-1]
+            families.append(family)
+            alphas.append(setting["alpha"] / top)
+    stacked: Teachers = tree_map(lambda *leaves: torch.stack(leaves).to(device), *families)
+    apply = two_layer(dim, hidden, activation).apply
+
+    def draw(fleet: Fleet, purpose: str, tasks: int,
+             query: int) -> Callable[[int], dict[str, torch.Tensor]]:
+        return normals(fleet.seeds, f"{fleet.name}/{purpose}",
+                       shapes(stacked, tasks, 0 if support is None else support + query),
+                       device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
+
+    def make(normal: dict[str, torch.Tensor], family: Teachers) -> Task:
+        if support is None:
+            return population_task(family, normal)
+        return sampled_task(family, normal, apply, support)
+
+    exact = support is None
+    return Fleet("two_layer", tuple(seeds) * len(settings), (stacked,),
+                 torch.stack(alphas).to(device), draw, make,
+                 (lambda apply: population(activation)) if exact else squared_error,
+                 population=exact, training_dtype=torch.float64 if exact else torch.float32)

@@ -1,0 +1,182 @@
+"""Many runs at once, whatever their tasks are: how a fleet starts, trains, and is measured."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from companion import training
+from companion.adaptation import Loss
+from companion.checks import Array
+from companion.meta_optimizers import RULES, Params
+from companion.nets import Net
+from companion.objectives import adapted_by_rule, joined, learned, nal, parted
+from companion.streams import torch_stream
+from companion.tasks import Fleet, Task
+
+CAP = 1e3  # the most that a test task's loss counts for: repeated steps can diverge
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a fleet costs: outer ``steps`` of ``tasks`` by Adam at ``rate``, decayed to 0, scored on
+    ``query`` samples; a rule's parameters take ``rule_share`` of the rate. Tested on ``test_tasks``
+    of ``test_query`` samples, ``batch`` at once."""
+
+    steps: int
+    tasks: int
+    rate: float
+    query: int = 0
+    test_tasks: int = 0
+    test_query: int = 0
+    rule_share: float = 1.0
+    batch: int = 50
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, and how it is trained ("maml" or "nal") and adapted: the rule, the number of inner
+    steps, the rate of a rule that itself adapts, the names of the entries that adapt (all)."""
+
+    net: Net
+    method: str = "maml"
+    rule: str = "SGD"
+    steps: int = 1
+    rule_alpha: float | None = None
+    adapted: tuple[str, ...] | None = None
+
+    def split(self, both: Params) -> tuple[Params, Params]:
+        """What stays in the inner loop, and what adapts, the rule's parameters with it."""
+        params, rule = parted(both)
+        names = params if self.adapted is None else self.adapted
+        fixed = {name: value for name, value in params.items() if name not in names}
+        return fixed, joined({name: params[name] for name in params if name in names}, rule)
+
+    def adapt(self, loss: Loss, both: Params, support: Any, alpha: Any, steps: int) -> Params:
+        """All of the network's parameters after some inner steps at the rate ``alpha``."""
+        fixed, inner = self.split(both)
+        return fixed | adapted_by_rule(
+            lambda some, batch: loss(fixed | some, batch), inner, support, steps=steps,
+            rule=RULES[self.rule](alpha), rule_alpha=self.rule_alpha)
+
+
+def start(fleet: Fleet, model: Model) -> Params:
+    """Where the runs begin, [run, ...]: runs of one seed from one network, rules at the
+    identity."""
+    drawn = {}
+    for seed in set(fleet.seeds):
+        params = model.net.init(torch_stream(seed, f"{fleet.name}/start"), dtype=fleet.alpha.dtype)
+        inner = parted(model.split(params)[1])[0]
+        drawn[seed] = joined(params, RULES[model.rule](1.0).init(inner))
+    return {name: torch.stack([drawn[seed][name] for seed in fleet.seeds]).to(fleet.alpha.device)
+            for name in drawn[fleet.seeds[0]]}
+
+
+def objective(fleet: Fleet, model: Model) -> training.Objective:
+    """What the model minimises: (params, drawn, *settings, alpha) -> scalar, for one task."""
+    loss = fleet.loss(model.net.apply)
+
+    def plain(params: Params, task: Task) -> torch.Tensor:
+        return loss(params, task.query) if fleet.population else nal(loss)(params, task)
+
+    def value(params: Params, drawn: Any, *settings: Any) -> torch.Tensor:
+        *family, alpha = settings
+        task = fleet.make(drawn, *family)
+        if model.method == "nal":
+            return plain(params, task)
+        maml = learned(loss, steps=model.steps, rule=RULES[model.rule](alpha),
+                       rule_alpha=model.rule_alpha, adapted=model.adapted)
+        return maml(params, task)
+
+    return value
+
+
+def gradient(fleet: Fleet, model: Model) -> training.Gradient:
+    """The meta-gradient of the fleet: (params, drawn, *settings, alpha) -> gradients, values."""
+    return training.fleet_gradient(objective(fleet, model), chunk_size=fleet.chunk,
+                                   task_chunk=fleet.chunk)
+
+
+def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = None,
+          optimizer: training.Optimizer | None = None, **options: Any) -> Params:
+    """Train a fleet on fresh tasks; the parameters [run, ...] in double precision.
+
+    ``begin`` is where the runs start, by default :func:`start`. ``optimizer`` replaces Adam.
+    ``options`` are those of :func:`companion.training.train`.
+    """
+    low = fleet.to(fleet.training_dtype)
+    begin = start(low, model) if begin is None else begin
+    params = training.train(
+        gradient(low, model), {name: value.to(low.alpha.dtype) for name, value in begin.items()},
+        low.draw(low, "train", budget.tasks, budget.query), optimizer=optimizer or _adam(budget),
+        steps=budget.steps, settings=(*low.settings, low.alpha), **options)
+    return {name: value.double() for name, value in params.items()}
+
+
+def _adam(budget: Budget) -> training.Optimizer:
+    """Adam, its rate decayed to 0; with a share of the rate for the parameters of a rule."""
+    plain = training.adam(training.cosine(budget.rate, budget.steps))
+
+    def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
+        updates, moments = plain.update(gradients, moments, step)
+        params, rule = parted(updates)
+        slower = {name: budget.rule_share * value for name, value in rule.items()}
+        return joined(params, slower), moments
+
+    return training.Optimizer(plain.init, update)
+
+
+def measure(fleet: Fleet, judge: Callable[..., Any], params: Params, budget: Budget, *,
+            purpose: str = "test") -> Any:
+    """``judge(params, drawn, *settings, alpha)`` on every test task, [run, task, ...]; all models
+    see the same tasks. The fleet must have the precision of the parameters."""
+    settings = (*fleet.settings, fleet.alpha)
+    every = vmap(vmap(judge, in_dims=(None, 0, *[None] * len(settings))))
+    draw = fleet.draw(fleet, purpose, budget.batch, budget.test_query)
+    with torch.no_grad():
+        parts = [every(params, draw(i), *settings)
+                 for i in range(math.ceil(budget.test_tasks / budget.batch))]
+    return tree_map(lambda *leaves: torch.cat(leaves, 1)[:, : budget.test_tasks].cpu(), *parts)
+
+
+class Scores(NamedTuple):
+    """Of every run and test task after each number of inner steps, [run, task, k]: the query loss,
+    at most CAP, and the accuracy, NaN where labels are no classes."""
+
+    risk: Array
+    accuracy: Array
+
+    @property
+    def means(self) -> "Scores":
+        """Over the tasks, [run, k]."""
+        return Scores(self.risk.mean(1), self.accuracy.mean(1))
+
+
+def scores(fleet: Fleet, model: Model, params: Params, budget: Budget, ks: Sequence[int], *,
+           purpose: str = "test") -> Scores:
+    """How trained models do on tasks that all share, after each number of inner steps in ``ks``."""
+    loss, apply = fleet.loss(model.net.apply), model.net.apply
+
+    def judge(params: Params, drawn: Any, *settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        *family, alpha = settings
+        task = fleet.make(drawn, *family)
+        x, y = task.query
+        moved = [model.adapt(loss, params, task.support, alpha, k) for k in ks]
+        risk = torch.stack([loss(some, task.query) for some in moved])
+        right = [_right(apply(some, x), y) if fleet.classes else risk.new_tensor(math.nan)
+                 for some in moved]
+        return torch.nan_to_num(risk, CAP).clamp(max=CAP), torch.stack(right)
+
+    return Scores(*(np.asarray(leaf) for leaf in
+                    measure(fleet, judge, params, budget, purpose=purpose)))
+
+
+def _right(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The share of classes that are right, from logits of class 1 [sample] or of all classes."""
+    chosen = outputs.argmax(-1) if outputs.ndim > 1 else outputs > 0
+    return (chosen == y).to(outputs.dtype).mean()
