@@ -1,5 +1,6 @@
 """What an experiment is: profiles, points, one measurement, and the findings that it settles."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,19 +65,31 @@ class Experiment:
 
 
 def rounded(**numbers: Any) -> Row:
-    """Numbers to six digits, for a table."""
-    return {name: float(f"{float(number):.6g}") for name, number in numbers.items()}
+    """Numbers to six digits, for a table; None for a number that there is not (NaN, or None)."""
+    return {name: None if number is None or math.isnan(number) else float(f"{float(number):.6g}")
+            for name, number in numbers.items()}
+
+
+def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
+            columns: Mapping[str, Any]) -> list[Row]:
+    """One row for every run of a fleet, settings outermost: its inner rate, its seed, and its
+    entries of ``columns``, [run] each."""
+    rates = [alpha for alpha in alphas for _ in range(len(seeds) // len(alphas))]
+    return [{**point, "alpha": alpha, "seed": seed}
+            | rounded(**{name: values[i] for name, values in columns.items()})
+            for i, (alpha, seed) in enumerate(zip(rates, seeds, strict=True))]
 
 
 def unless_diverged(rows: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float],
-                    lost: Callable[[float], list[Row]]) -> list[Row]:
+                    point: Point, seeds: int, lost: Row) -> list[Row]:
     """The rows of a fleet at several inner rates; where a run diverges, the rates one by one.
 
-    A rate with a run that diverges counts as lost: its rows are ``lost(alpha)``.
+    A rate with a run that diverges counts as lost: its rows are ``lost``, for every seed.
     """
     try:
         return rows(alphas)
     except Diverged:
         if len(alphas) == 1:
-            return lost(alphas[0])
-        return [row for alpha in alphas for row in unless_diverged(rows, [alpha], lost)]
+            return [{**point, "alpha": alphas[0], "seed": seed} | lost for seed in range(seeds)]
+        return [row for alpha in alphas
+                for row in unless_diverged(rows, [alpha], point, seeds, lost)]

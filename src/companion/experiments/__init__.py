@@ -1,10 +1,21 @@
 """Every experiment, one a file."""
 
 from companion.experiment import Experiment
-from companion.experiments import two_layer
+from companion.experiments import (
+    alignment,
+    learned_step,
+    linear,
+    linear_layers,
+    race,
+    rules,
+    shallow,
+    two_layer,
+)
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (two_layer,)}
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (linear, race, two_layer, shallow, learned_step, linear_layers, rules,
+                   alignment)}
 
 
 def get(name: str) -> Experiment:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
@@ -99,6 +100,14 @@ def readout(generator: torch.Generator, *, scales: Sequence[float], outputs: int
         dim
     )
     return Readout(root, output_root, torch.tensor(noise, device=here, dtype=dtype), features)
+
+
+def spread(dim: int, least: float, most: float, inputs: str = "spread") -> tuple[float, ...]:
+    """Standard deviations of the inputs, [dim]: from ``least`` to ``most``, geometric ("spread"),
+    or all 1 ("isotropic")."""
+    if inputs == "isotropic":
+        return (1.0,) * dim
+    return tuple(np.geomspace(least, most, dim).tolist())
 
 
 def shapes(of: Readout, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:

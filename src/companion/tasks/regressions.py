@@ -1,12 +1,17 @@
 """Families of linear-regression tasks with Gaussian inputs, drawn from groups."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Self
+from functools import cached_property, lru_cache
+from typing import Any, Self
 
 import numpy as np
+import torch
 
 from companion.checks import Array, at_least, real, require
+from companion.losses import squared_error
+from companion.streams import stream
+from companion.tasks import Fleet, Task
 from companion.theory.gaussian import (
     check_covariance,
     excess_risk,
@@ -15,6 +20,8 @@ from companion.theory.gaussian import (
     q_matrix,
 )
 from companion.theory.landscape import Mixture
+
+_BLOCK = 2**17  # bytes of one seed's inputs drawn at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,3 +137,35 @@ def easy_and_hard(rng: np.random.Generator, scales_easy: Array, scales_hard: Arr
     centres[0] = distance / np.sqrt(d)
     return LinearFamily(np.stack(covariances), centres, np.array([var_easy, var_hard]),
                         np.array([1 - hard_fraction, hard_fraction]), noise)
+
+
+def regression_fleet(family: LinearFamily, seeds: Sequence[int], *, alpha: float, support: int,
+                     copies: int = 1) -> Fleet:
+    """``copies`` runs of every seed on the tasks of one family, the seeds innermost; runs of one
+    seed draw alike. A step's tasks come from NumPy, so that they are the same on any processor."""
+    distinct = sorted(set(seeds))
+    run = torch.tensor([distinct.index(seed) for seed in seeds] * copies)
+
+    def draw(fleet: Fleet, purpose: str, tasks: int, query: int) -> Callable[[int], Any]:
+        samples = support + query
+        block = max(1, _BLOCK // (8 * tasks * samples * family.centres.shape[1]))
+
+        @lru_cache(maxsize=1)
+        def drawn(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            parts = []
+            for seed in distinct:
+                rng = stream(seed, f"{fleet.name}/{purpose}/{number}")
+                parts.append(family.draw_samples(rng, *family.draw_tasks(rng, (block, tasks)),
+                                                 samples))
+            x, y = (torch.from_numpy(np.stack(side, axis=1)) for side in zip(*parts, strict=True))
+            return x, y
+
+        return lambda step: tuple(side[step % block][run] for side in drawn(step // block))
+
+    def make(drawn: tuple[torch.Tensor, torch.Tensor]) -> Task:
+        x, y = drawn
+        return Task((x[:support], y[:support]), (x[support:], y[support:]))
+
+    alphas = torch.full((len(run),), alpha, dtype=torch.float64)
+    return Fleet("linear", tuple(seeds) * copies, (), alphas, draw, make, squared_error,
+                 training_dtype=torch.float64)
