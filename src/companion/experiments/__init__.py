@@ -3,6 +3,8 @@
 from companion.experiment import Experiment
 from companion.experiments import (
     alignment,
+    depth_images,
+    landscape_images,
     learned_step,
     linear,
     linear_layers,
@@ -14,8 +16,8 @@ from companion.experiments import (
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (linear, race, two_layer, shallow, learned_step, linear_layers, rules,
-                   alignment)}
+    for module in (linear, race, two_layer, landscape_images, shallow, learned_step, linear_layers,
+                   rules, alignment, depth_images)}
 
 
 def get(name: str) -> Experiment:

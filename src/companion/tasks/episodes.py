@@ -6,13 +6,18 @@ Support and query are different images. Easy episodes take their classes from an
 hard ones from one group (an alphabet, a superclass).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
 from companion.checks import at_least, require
-from companion.tasks import Task
+from companion.losses import cross_entropy
+from companion.streams import stream, torch_stream
+from companion.tasks import Fleet, Task, sources
 from companion.tasks.sources import Source
 
 
@@ -121,3 +126,70 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
         return of.images[index].to(dtype).div_(255).sub_(0.5), y[..., start:stop].flatten(1)
 
     return Task(side(0, shots), side(shots, each))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where episodes come from: a source, its classes split ``within`` groups or as published;
+    their size; the inner rate ``alpha`` of training."""
+
+    source: str
+    ways: int
+    shots: int
+    alpha: float
+    queries: int = 5
+    within: bool = False
+
+
+@lru_cache(maxsize=2)
+def pools(source: str, within: bool, device: str = "cpu") -> dict[str, Pool]:
+    """The pool of every split of a source, kept for the next fleet."""
+    images = sources.load(source)
+    images = sources.within_groups(images) if within else images
+    return {split: pool(images, split, device=device) for split in sources.SPLITS}
+
+
+def hard_groups_of(setting: Setting, seed: int, count: int, device: str = "cpu") -> list[int]:
+    """The groups that a seed's hard training episodes come from: ``count`` of its own, or all for
+    0, of those with classes enough in every split that shares them."""
+    by_split = pools(setting.source, setting.within, device)
+    shared = by_split if setting.within else ("train",)
+    fitting = set.intersection(*(set(fitting_groups(by_split[split], setting.ways).tolist())
+                                 for split in shared))
+    groups: list[int] = stream(seed, "few_shot/hard groups").permutation(sorted(fitting)).tolist()
+    return groups[:count] if count else groups
+
+
+def episode_fleet(setting: Setting, seeds: Sequence[int], *, hard_groups: int = 0,
+                  fraction: float = 0.0, global_labels: bool = False,
+                  device: str = "cpu") -> Fleet:
+    """A run for every seed, on episodes of which a ``fraction`` is hard.
+
+    Purposes "train", "validate" and "test" draw from the splits of that name. Hard episodes come
+    from ``hard_groups`` groups that the seed picks, or from all for 0; where classes are not split
+    within groups, those of validation and test come from all. On a CPU one episode of one run is
+    computed at a time, where vmap would slow convolutions.
+    """
+    by_split = pools(setting.source, setting.within, device)
+    chosen = {seed: hard_groups_of(setting, seed, hard_groups, device) for seed in seeds}
+
+    def draw(fleet: Fleet, purpose: str, tasks: int, query: int) -> Callable[[int], Task]:
+        split = {"train": "train", "validate": "validation", "test": "test"}[purpose]
+        restricted = fraction > 0 and (setting.within or split == "train")
+
+        def at(step: int) -> Task:
+            drawn = [sample(by_split[split],
+                            torch_stream(seed, f"few_shot/{split}/{fraction}/{step}", device),
+                            episodes=tasks, ways=setting.ways, shots=setting.shots,
+                            queries=setting.queries, hard_fraction=fraction,
+                            hard_groups=chosen[seed] if restricted else None,
+                            global_labels=global_labels)
+                     for seed in fleet.seeds]
+            stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *drawn)
+            return stacked
+
+        return at
+
+    alpha = torch.full((len(seeds),), setting.alpha, device=device)
+    return Fleet("few_shot", tuple(seeds), (), alpha, draw, lambda task: task, cross_entropy,
+                 classes=True, chunk=1 if device == "cpu" else None)

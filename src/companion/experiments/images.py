@@ -1,0 +1,134 @@
+"""Convolutional networks trained and tested on few-shot episodes: what both papers' experiments on
+images share."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from companion import nets, paths, records
+from companion.checkpoints import Checkpoint
+from companion.checks import Array
+from companion.experiment import rounded
+from companion.fleets import Budget, Model, scores, start, train
+from companion.meta_optimizers import Params
+from companion.records import Point, Row
+from companion.tasks import Fleet
+from companion.tasks.episodes import Setting, episode_fleet, pools
+
+_LAST = 20  # outer steps that the final objective is a mean over
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The network and its cost: ``inner`` steps in training; ``factors`` times the setting's inner
+    rate are tried on ``valid_episodes``."""
+
+    filters: int = 16
+    blocks: int = 2
+    inner: int = 5
+    factors: Sequence[float] = (1 / 16, 1 / 4, 1, 4, 16)
+    valid_episodes: int = 100
+    budget: Budget = Budget(steps=1000, tasks=4, rate=0.005, test_tasks=300, rule_share=0.1,
+                            batch=25)
+
+
+class Arm(NamedTuple):
+    """A method ("MAML", "ANIL", "NAL-global", "NAL-episodic" or "untrained"), the rule that it
+    adapts with, and the linear layers added before the head."""
+
+    method: str
+    rule: str = "SGD"
+    linear_layers: int = 0
+
+
+def model_of(arm: Arm, setting: Setting, sizes: Sizes, outputs: int | None = None) -> Model:
+    """The network of an arm, with the episodes' ways as outputs if not named."""
+    by_split = pools(setting.source, setting.within)
+    channels, height, width = by_split["train"].images.shape[1:]
+    net = nets.cnn((channels, height, width), sizes.filters, sizes.blocks,
+                   setting.ways if outputs is None else outputs, linear_layers=arm.linear_layers)
+    adapted = None
+    if arm.method == "ANIL":
+        adapted = nets.head_names(net.init(torch.Generator()))
+    return Model(net, "nal" if arm.method.startswith("NAL") else "maml", arm.rule, sizes.inner,
+                 adapted=adapted)
+
+
+class Trained(NamedTuple):
+    """Parameters [run, ...], ready to be adapted to N-way episodes, and the objective that training
+    came to, [run]; NaN without training."""
+
+    params: Params
+    loss: Array
+
+
+def train_arm(arm: Arm, setting: Setting, sizes: Sizes, seeds: Sequence[int], *, key: str,
+              device: str = "cpu", **hard: Any) -> Trained:
+    """Train a run for every seed on episodes of the training split.
+
+    NAL-global learns to tell all training classes apart; afterwards its head is a fresh one, of
+    zeros. The state is kept in the cache under ``key``, any text that tells the training apart, and
+    an interrupted training goes on from there. ``hard`` are options of
+    :func:`companion.tasks.episodes.episode_fleet`.
+    """
+    everything = arm.method == "NAL-global"
+    fleet = episode_fleet(setting, seeds, global_labels=everything, device=device, **hard)
+    classes = len(pools(setting.source, setting.within)["train"].first)
+    model = model_of(arm, setting, sizes, classes if everything else None)
+    if arm.method == "untrained":
+        return Trained(start(fleet, model), np.full(len(fleet.seeds), np.nan))
+    values: list[torch.Tensor] = []
+
+    def watch(step: int, params: Params, found: torch.Tensor) -> None:
+        if step >= sizes.budget.steps - _LAST:
+            values.append(found)
+
+    name = hashlib.sha256(f"{key} on {device}".encode()).hexdigest()[:16]
+    kept = Checkpoint(paths.cache() / "checkpoints" / f"{name}.safetensors", 200, key)
+    params = train(fleet, model, sizes.budget, watch=watch, checkpoint=kept)
+    params = {name: value.float() for name, value in params.items()}
+    if everything:
+        params = nets.fresh_head(params, setting.ways)
+    return Trained(params, torch.stack(values).mean(0).double().cpu().numpy())
+
+
+def best_rates(fleet: Fleet, model: Model, sizes: Sizes, params: Params,
+               ks: Sequence[int]) -> tuple[Array, Array]:
+    """The tried inner rate of highest accuracy on validation classes, and that accuracy, for every
+    run and number of steps: [run, k] each."""
+    budget = replace(sizes.budget, test_tasks=sizes.valid_episodes)
+    rates = torch.stack([factor * fleet.alpha for factor in sizes.factors])
+    means = np.stack([scores(fleet.at(alpha), model, params, budget, ks,
+                             purpose="validate").means.accuracy for alpha in rates])
+    best = means.argmax(0)
+    return np.take_along_axis(rates.cpu().numpy()[..., None], best[None], 0)[0], means.max(0)
+
+
+def test_rows(fleet: Fleet, model: Model, sizes: Sizes, params: Params, ks: Sequence[int],
+              rates: Array) -> list[Row]:
+    """Accuracy on test classes of every run after ``ks`` inner steps, at the inner rate of training
+    and at the ``rates`` of its own, [run, k]: its mean over episodes and that mean's error."""
+    rows: list[Row] = []
+    for j, k in enumerate(ks):
+        for rate, alpha in (("training", fleet.alpha), ("own", torch.from_numpy(rates[:, j]))):
+            right = scores(fleet.at(alpha), model, params, sizes.budget, [k]).accuracy[..., 0]
+            errors = right.std(axis=1, ddof=1) / right.shape[1] ** 0.5
+            rows += [{"seed": seed, "k": k, "rate": rate}
+                     | rounded(step=alpha[run], accuracy=right[run].mean(), error=errors[run])
+                     for run, seed in enumerate(fleet.seeds)]
+    return rows
+
+
+def lost(seeds: Sequence[int], ks: Sequence[int]) -> list[Row]:
+    """The rows of a fleet of which a run diverged in training: no accuracy at all."""
+    return [{"seed": seed, "k": k, "rate": rate, "step": 0.0, "accuracy": 0.0, "error": 0.0}
+            for k in ks for rate in ("training", "own") for seed in seeds]
+
+
+def training_key(experiment: str, config: Any, point: Point) -> str:
+    """What tells the training of a point apart."""
+    return records.key(experiment, config, [point])
