@@ -16,7 +16,8 @@ from companion.records import Record, Row
 from companion.streams import stream
 from companion.sweeps import Point
 from companion.tasks.regressions import LinearFamily, easy_and_hard
-from companion.theory.landscape import Mixture, proofs
+from companion.theory.landscape import Mixture
+from companion.theory.landscape_proofs import proofs
 
 BASE = {"rho_easy": 1.0, "rho_hard": 0.2, "dim": 3, "support": 60, "alpha": 0.9, "distance": 3.0,
         "var_easy": 0.5, "var_hard": 0.02}
