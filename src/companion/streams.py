@@ -41,7 +41,7 @@ def normals(
     seeds: Sequence[int], purpose: str, shapes: Mapping[str, tuple[int, ...]], *,
     device: str = "cpu", dtype: "torch.dtype | None" = None,
 ) -> Callable[[int], dict[str, "torch.Tensor"]]:
-    """Standard normal draws for a fleet's steps, one run a seed: step -> {name: [run, *shape]}.
+    """Standard normal draws for a fleet, one run a seed: ``step -> {name: [run, *shape]}``.
 
     A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier
     calls. Runs of one seed get equal numbers, whatever their settings. Steps are drawn in blocks.
@@ -59,8 +59,9 @@ def normals(
     @lru_cache(maxsize=1)
     def drawn(number: int) -> "torch.Tensor":
         rngs = [torch_stream(seed, f"{purpose}/{number}", device) for seed in distinct]
-        return torch.stack([torch.randn((block, sum(sizes)), generator=rng, device=device,
-                                        dtype=dtype) for rng in rngs], dim=1)
+        size = (block, sum(sizes))
+        return torch.stack([torch.randn(size, generator=rng, device=device, dtype=dtype)
+                            for rng in rngs], dim=1)
 
     def at(step: int) -> dict[str, "torch.Tensor"]:
         number, offset = divmod(step, block)

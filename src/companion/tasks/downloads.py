@@ -30,7 +30,7 @@ _UNPUBLISHED = {"glyphs": "it is drawn, not fetched",
 def locate(name: str, *, progress: bool = False) -> Source:
     """The source of that name, its file fetched where none is there and checked by hash otherwise.
 
-    A file that no publisher names is only read. Errors as in :func:`fetch` and
+    A file without a published hash is only read. Errors as in :func:`fetch` and
     :func:`companion.tasks.sources.load`.
     """
     try:
@@ -60,8 +60,8 @@ def fetch(name: str, *, progress: bool = False) -> Path:
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     if name not in DOWNLOADS:
-        raise ValueError("source must be one that can be fetched, got "
-                         f"{name}: {_UNPUBLISHED[name]}")
+        raise ValueError(f"source must be one that can be fetched, got {name}: "
+                         f"{_UNPUBLISHED[name]}")
     import pooch  # only here: whoever has the files needs no downloader
     import requests
 

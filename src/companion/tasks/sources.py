@@ -84,14 +84,13 @@ def within_groups(source: Source, shares: tuple[float, float, float] = (0.5, 0.2
 def _glyphs(samples: int = 20) -> Source:
     """Drawn once and kept in the cache, under a name that tells the drawing program and font."""
     path = paths.cache() / f"glyphs-{samples}-{glyphs.version()}.npz"
-    names = ("images", "alphabet", "names", "alphabets")
     try:
-        parts = readers.arrays(path, *names)
+        parts = readers.arrays(path, *Classes._fields)
     except DataError:  # none there yet, or a damaged one
         _, characters, alphabet, alphabets = glyphs.characters()
         parts = [glyphs.draw(samples), alphabet, np.array(characters), np.array(alphabets)]
         buffer = io.BytesIO()
-        np.savez(buffer, **dict(zip(names, parts, strict=True)))  # type: ignore[arg-type]
+        np.savez(buffer, **dict(zip(Classes._fields, parts, strict=True)))  # type: ignore[arg-type]
         with suppress(RecordError, OSError):  # a cache that cannot be written is no error
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, buffer.getvalue())

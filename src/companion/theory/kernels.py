@@ -117,7 +117,7 @@ def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> Non
     for name, side in (("student", student), ("teacher", teacher)):
         good = side.ndim == 2 and side.dtype.is_floating_point
         if not good or side.shape[-1] != student.shape[-1]:
-            raise ValueError(f"{name} must be a float tensor [hidden, dim], dim as the other's, "
+            raise ValueError(f"{name} must be a float tensor [hidden, dim] with the other's dim, "
                              f"got {side.dtype} {tuple(side.shape)}; batch with torch.func.vmap")
 
 
