@@ -13,8 +13,7 @@ from companion.meta_optimizers import Params
 
 
 class Checkpoint(NamedTuple):
-    """Where a long training keeps its state, how often, and what it is of (any text; another run's
-    is refused)."""
+    """Where a training keeps its state, how often, and of what run: any text, no other is taken."""
 
     path: Path
     every: int
@@ -34,8 +33,7 @@ def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
 
 
 def keep(checkpoint: Checkpoint, params: Params, moments: Params, step: int) -> None:
-    """Write the state: the hash of the rest, then a safetensors file with the step in its
-    header."""
+    """Write the hash of the rest, then a safetensors file with the step in its header."""
     from safetensors.torch import save
 
     state = _state(params, moments)
@@ -53,14 +51,12 @@ def resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Par
         content = path.read_bytes()
     stated, data = content[:32], content[32:]
     if hashlib.sha256(data).digest() != stated:
-        raise RecordError(
-            f"{path} must match its hash, got an altered or cut file; remove it to start afresh"
-        )
+        raise RecordError(f"{path} must match its hash, got an altered or cut file; remove it to "
+                          "start afresh")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     if header["of"] != _fingerprint(checkpoint, _state(params, moments)):
-        raise RecordError(
-            f"{path} must be the checkpoint of this run, got that of another; remove it"
-        )
+        raise RecordError(f"{path} must be the checkpoint of this run, got that of another; "
+                          "remove it")
     kept = load(data)
 
     def back(part: str, tree: Params) -> Params:

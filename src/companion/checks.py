@@ -9,8 +9,7 @@ Array = NDArray[np.float64]
 
 
 def real(name: str, value: ArrayLike, *, infinite: bool = False) -> Array:
-    """``value`` as a float64 array; ValueError unless every entry is a real number (or inf, if
-    allowed)."""
+    """``value`` as a float64 array; ValueError unless all entries are real (or inf, if allowed)."""
     remedy = "give a real number or an array of them"
     try:
         raw = np.asarray(value)
@@ -18,9 +17,8 @@ def real(name: str, value: ArrayLike, *, infinite: bool = False) -> Array:
             raise TypeError(f"{name} has dtype {raw.dtype}")
         array = np.asarray(raw, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} must be numeric, real and rectangular, got {value!r}; {remedy}"
-        ) from error
+        raise ValueError(f"{name} must be numeric, real and rectangular, got {value!r}; {remedy}"
+                         ) from error
     bad = np.isnan(array) if infinite else ~np.isfinite(array)
     require(~bad, name, "hold no NaN" if infinite else "be finite", array, remedy)
     return array

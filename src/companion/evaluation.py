@@ -35,8 +35,7 @@ class Estimate:
 
     @property
     def decimals(self) -> int:
-        """Decimals that leave the standard error two digits: what a printed value can honestly
-        show."""
+        """Decimals that leave the standard error two digits: what a printed value can show."""
         return 6 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
 
     @property
@@ -62,8 +61,7 @@ def estimate(samples: ArrayLike) -> Estimate:
 
 
 def ratio(top: ArrayLike, bottom: ArrayLike) -> Estimate:
-    """mean(top) / mean(bottom) for paired samples [draw], its error to first order (the delta
-    method)."""
+    """mean(top) / mean(bottom) for paired samples [draw], its error by the delta method."""
     a, b = real("top", top), real("bottom", bottom)
     require(a.shape == b.shape, "top.shape", f"be that of bottom, {b.shape}", a.shape,
             "pair the samples")
@@ -116,19 +114,17 @@ def bootstrap(statistic: Callable[[Array], Array], samples: ArrayLike, *,
     return Interval(float(statistic(array)), float(low), float(high))
 
 
-def interval_columns(found: Mapping[str, Interval]) -> dict[str, float]:
+def interval_columns(intervals: Mapping[str, Interval]) -> dict[str, float]:
     """Named intervals as columns: the value, and its ends as ``<name>_low`` and ``<name>_high``."""
     columns: dict[str, float] = {}
-    for name, interval in found.items():
-        columns |= {
-            name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high,
-        }
+    for name, interval in intervals.items():
+        columns |= {name: interval.value, f"{name}_low": interval.low,
+                    f"{name}_high": interval.high}
     return columns
 
 
 def log_log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:
-    """The slope of log y against log x by least squares, one fit per run: x [point], y [run,
-    point], positive."""
+    """The least-squares slope of log y on log x, one fit a run: x [point], y [run, point] > 0."""
     log_x, log_y = np.log(real("x", x)), np.log(real("y", y))
     centred = log_x - log_x.mean()
     return estimate(log_y @ centred / (centred @ centred))

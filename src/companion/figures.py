@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from numpy.typing import ArrayLike
 
-from companion.checks import Array
+from companion.checks import Array, require
 
 NAL, MAML = "#0072B2", "#D55E00"
 EASY, HARD = "#009E73", "#CC79A7"
@@ -37,40 +37,35 @@ _STYLE = {"figure.figsize": (5.0, 3.4), "figure.dpi": 160, "figure.facecolor": "
 
 
 def use_style() -> None:
-    """Set the book's style for every later figure of this process: PNG, the same bytes for the same
-    data."""
+    """Set the book's style for all later figures: PNG, the same bytes for the same data."""
     for name, value in _STYLE.items():
         mpl.rcParams[name] = value  # type: ignore[index]
     set_matplotlib_formats("png", bbox_inches=None)
 
 
-def band(
-    ax: Axes, x: ArrayLike, runs: ArrayLike, *, color: str, label: str, dash: str = "-"
-) -> None:
+def band(ax: Axes, x: ArrayLike, runs: ArrayLike, *, color: str, label: str,
+         dash: str = "-") -> None:
     """The median of ``runs`` [run, x] as a line, their 10th to 90th percentile as a band."""
     low, middle, high = np.percentile(np.asarray(runs), [10, 50, 90], axis=0)
     ax.plot(x, middle, dash, color=color, label=label)
     ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def ratio_map(
-    ax: Axes, x: Array, y: Array, ratio: Array, label: str = "risk of NAL / risk of MAML"
-) -> None:
+def ratio_map(ax: Axes, x: Array, y: Array, ratio: Array,
+              label: str = "risk of NAL / risk of MAML") -> None:
     """A map of ``ratio`` [y, x] >= 1 on a logarithmic colour scale, with its bar."""
     image = ax.pcolormesh(x, y, ratio, norm=LogNorm(1, ratio.max()), rasterized=True)
     ax.grid(False)
     bar = plt.colorbar(image, ax=ax, label=label)
     ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100) if tick <= ratio.max()]
-    bar.set_ticks(ticks, labels=[f"{tick}" for tick in ticks])
+    bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
     bar.minorticks_off()
 
 
-def sliders(
-    expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
-    knobs: Mapping[sp.Symbol, tuple[float, float, float, str]], *, ident: str, label: str,
-) -> HTML:
-    """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs are
-    moved.
+def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
+            knobs: Mapping[sp.Symbol, tuple[float, float, float, str]], *, ident: str,
+            label: str) -> HTML:
+    """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs move.
 
     Args:
         expression: a closed form in the symbol of ``x`` and in those of ``knobs``.
@@ -82,37 +77,24 @@ def sliders(
     Raises:
         ValueError: a symbol without a value, or an expression that JavaScript cannot compute.
     """
-    free = expression.free_symbols - {x[0], *knobs}
-    if free:
-        raise ValueError(
-            f"every symbol must be the axis or a knob, got {sorted(map(str, free))}; "
-            f"substitute them"
-        )
+    free = sorted(map(str, expression.free_symbols - {x[0], *knobs}))
+    require(not free, "every symbol", "be the axis or a knob", free, "substitute them")
     try:
         code = sp.jscode(expression)
     except NotImplementedError as error:
-        raise ValueError(
-            f"the expression must be plain arithmetic, got {expression}; rewrite it"
-        ) from error
+        raise ValueError(f"the expression must be plain arithmetic, got {expression}; rewrite it"
+                         ) from error
     spec = {"args": [symbol.name for symbol in (x[0], *knobs)], "js": code, "x": list(x[1:]),
             "knobs": [list(knob) for knob in knobs.values()], "label": label}
     text = json.dumps(spec, sort_keys=True).replace("<", "\\u003c")
-    fallback = (
-        "This curve is drawn by the page's script; the rendered book shows it with its sliders."
-    )
     return HTML(
         f'<div class="book-sliders" id="{html.escape(ident)}">'
-        f'<script type="application/json">{text}</script>'
-        f"<noscript>{fallback}</noscript></div>"
-    )
+        f'<script type="application/json">{text}</script><noscript>This curve is drawn by the '
+        "page's script; the rendered book shows it with its sliders.</noscript></div>")
 
 
 def table(columns: Mapping[str, Sequence[object]]) -> HTML:
-    """A table of ready-made texts, one column a name; it scrolls in its own box on a narrow
-    screen."""
-    frame = pd.DataFrame(
-        {name: [str(value) for value in values] for name, values in columns.items()}
-    )
-    return HTML(
-        f'<div class="book-table" tabindex="0">{frame.to_html(index=False, border=0)}</div>'
-    )
+    """A table of ready-made texts, one column a name; on a narrow screen it scrolls in its box."""
+    frame = pd.DataFrame({name: list(map(str, values)) for name, values in columns.items()})
+    text = frame.to_html(index=False, border=0)
+    return HTML(f'<div class="book-table" tabindex="0">{text}</div>')

@@ -15,9 +15,8 @@ def naming(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RecordError(
-            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or "
-            f"set COMPANION_RESULTS to "
-            "another folder, and run again: finished points are kept"
+            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or set "
+            "COMPANION_RESULTS to another folder, and run again: finished points are kept"
         ) from error
 
 

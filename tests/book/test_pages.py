@@ -9,7 +9,7 @@ import pytest
 import sympy as sp
 
 import book
-from companion.theory import landscape
+from companion.theory.landscape_proofs import derive, symbols
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
@@ -88,7 +88,7 @@ def test_page(browser, site: str, name: str, size: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_sliders_draw_the_derived_ratio(browser, site: str, size: str) -> None:
-    s, d = landscape.symbols(), landscape.derive()
+    s, d = symbols(), derive()
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(site + "book/landscape/gap.html", wait_until="load")

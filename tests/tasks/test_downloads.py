@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from companion.errors import DataError
 from companion.tasks import downloads
 from companion.tasks.downloads import Download
-from companion.tasks.sources import DataError
 
 CONTENT = b"a publisher's file " * 50_000
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion.theory import gaussian
-from companion.theory.landscape import Mixture, best_step, derive, symbols
+from companion.theory.landscape import Mixture, best_step
+from companion.theory.landscape_proofs import derive, symbols
 from companion.theory.signs import proved_sign
 
 

@@ -19,25 +19,22 @@ class Download(NamedTuple):
 
 _CIFAR = Download("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
                   "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary.tar.gz")
-DOWNLOADS = {"omniglot": Download(
-                 "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
-                 "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip",
-             ),
-             "cifar_fs": _CIFAR,
-             "fc100": _CIFAR}
+_OMNIGLOT = Download(
+    "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
+    "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip")
+DOWNLOADS = {"omniglot": _OMNIGLOT, "cifar_fs": _CIFAR, "fc100": _CIFAR}
 _UNPUBLISHED = {"glyphs": "it is drawn, not fetched",
                 "mini_imagenet": "put your own files under mini_imagenet/"}
 
 
 def locate(name: str, *, progress: bool = False) -> Source:
-    """The source of that name; its file is fetched first where none is there, and a publisher's
-    file is checked.
+    """The source of that name, its file fetched where none is there and checked by hash otherwise.
 
-    Errors as in :func:`fetch` and :func:`companion.tasks.sources.load`.
+    A file without a published hash is only read. Errors as in :func:`fetch` and
+    :func:`companion.tasks.sources.load`.
     """
-    of = DOWNLOADS.get(name)
     try:
-        if of and (paths.data() / of.place).exists():
+        if name in DOWNLOADS and (paths.data() / DOWNLOADS[name].place).exists():
             fetch(name, progress=progress)
         return load(name)
     except MissingData:
@@ -63,29 +60,23 @@ def fetch(name: str, *, progress: bool = False) -> Path:
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     if name not in DOWNLOADS:
-        raise ValueError(
-            f"source must be one that can be fetched, got {name}: {_UNPUBLISHED[name]}"
-        )
+        raise ValueError(f"source must be one that can be fetched, got {name}: "
+                         f"{_UNPUBLISHED[name]}")
     import pooch  # only here: whoever has the files needs no downloader
     import requests
 
-    of = DOWNLOADS[name]
-    path = paths.data() / of.place
-    if path.exists() and _md5(path) == of.md5:
+    url, md5, place = DOWNLOADS[name]
+    path = paths.data() / place
+    if path.exists() and _md5(path) == md5:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(of.url, f"md5:{of.md5}", fname=path.name, path=path.parent,
+        pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=path.parent,
                        downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30))
     except (requests.RequestException, OSError) as error:
-        raise DataError(
-            f"{of.url} must be reachable and whole, got {type(error).__name__}: {error}; try "
-            f"again, or put the file at "
-            f"{path} by hand"
-        ) from error
+        raise DataError(f"{url} must be reachable and whole, got {type(error).__name__}: {error}; "
+                        f"try again, or put the file at {path} by hand") from error
     except ValueError as error:  # pooch's word for a wrong hash; it has removed what came
-        raise DataError(
-            f"{of.url} must have the published MD5 {of.md5}, got another file; try again "
-            f"later, or put it at {path}"
-        ) from error
+        raise DataError(f"{url} must have the published MD5 {md5}, got another file; try again "
+                        f"later, or put it at {path}") from error
     return path

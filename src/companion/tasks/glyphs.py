@@ -1,5 +1,4 @@
-"""The embedded data set: characters of many scripts, drawn with a font that matplotlib ships, each
-sample distorted.
+"""The embedded data set: distorted characters of many scripts, from a font that matplotlib ships.
 
 A class is a character, a group its alphabet: a Unicode script, split into capitals and small
 letters, or a block of symbols. Look-alikes, such as the Latin, Greek and Cyrillic A, are found by
@@ -28,42 +27,19 @@ _ALIKE = 0.9  # cosine of two blurred drawings from which on they count as one c
 _LEAST = 14  # characters of an alphabet
 _CATEGORIES = "LSN"  # letters, symbols, numbers
 _SCRIPTS = (  # how the Unicode names of an alphabet begin
-    "LATIN CAPITAL",
-    "LATIN SMALL",
-    "GREEK CAPITAL",
-    "GREEK SMALL",
-    "CYRILLIC CAPITAL",
-    "CYRILLIC SMALL",
-    "ARMENIAN CAPITAL",
-    "ARMENIAN SMALL",
-    "GEORGIAN CAPITAL",
-    "GEORGIAN",
-    "HEBREW",
-    "ARABIC",
-    "CANADIAN",
-    "LAO",
-    "NKO",
-    "TIFINAGH",
-    "OGHAM",
-    "OLD ITALIC",
-    "BRAILLE",
-)
+    "LATIN CAPITAL", "LATIN SMALL", "GREEK CAPITAL", "GREEK SMALL", "CYRILLIC CAPITAL",
+    "CYRILLIC SMALL", "ARMENIAN CAPITAL", "ARMENIAN SMALL", "GEORGIAN CAPITAL", "GEORGIAN",
+    "HEBREW", "ARABIC", "CANADIAN", "LAO", "NKO", "TIFINAGH", "OGHAM", "OLD ITALIC", "BRAILLE")
 _BLOCKS = {  # first and last code point of blocks of symbols
-    "letter-like symbols": (0x2100, 0x214F),
-    "arrows": (0x2190, 0x21FF),
-    "operators": (0x2200, 0x22FF),
-    "technical symbols": (0x2300, 0x23FF),
-    "box drawings": (0x2500, 0x257F),
-    "shapes": (0x25A0, 0x25FF),
-    "miscellaneous symbols": (0x2600, 0x26FF),
-    "dingbats": (0x2700, 0x27BF),
-    "more operators": (0x2A00, 0x2AFF),
-}
+    "letter-like symbols": (0x2100, 0x214F), "arrows": (0x2190, 0x21FF),
+    "operators": (0x2200, 0x22FF), "technical symbols": (0x2300, 0x23FF),
+    "box drawings": (0x2500, 0x257F), "shapes": (0x25A0, 0x25FF),
+    "miscellaneous symbols": (0x2600, 0x26FF), "dingbats": (0x2700, 0x27BF),
+    "more operators": (0x2A00, 0x2AFF)}
 
 
 class Characters(NamedTuple):
-    """Master drawings [class, side, side] of the characters, in [0, 1], with their names and
-    alphabets [class]."""
+    """Master drawings [class, side, side] in [0, 1], and name and alphabet [class] of each."""
 
     drawings: torch.Tensor
     names: tuple[str, ...]
@@ -83,8 +59,7 @@ def _alphabet(code: int) -> str | None:
 
 
 def _master(character: str, font: object) -> NDArray[np.float32] | None:
-    """A character scaled to the same height or width as all, in the middle; None where there is
-    nothing to see."""
+    """A character scaled to the height or width of all, in the middle; None where nothing shows."""
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = font.getbbox(character)  # type: ignore[attr-defined]
@@ -121,21 +96,20 @@ def version() -> str:
 
 @lru_cache(maxsize=1)
 def characters() -> Characters:
-    """All characters that the font really contains, without look-alikes, in alphabets of 14 or
-    more."""
+    """All characters that the font contains, without look-alikes, in alphabets of 14 or more."""
     from matplotlib.ft2font import FT2Font
     from PIL import ImageFont
 
     path = _font()
     font = ImageFont.truetype(str(path), 2 * _FINE * _INK)
-    found: dict[str, list[tuple[str, NDArray[np.float32]]]] = {}
+    by_alphabet: dict[str, list[tuple[str, NDArray[np.float32]]]] = {}
     for code in sorted(FT2Font(str(path)).get_charmap()):
         alphabet = _alphabet(code)
         drawing = _master(chr(code), font) if alphabet else None
         if alphabet and drawing is not None:
-            found.setdefault(alphabet, []).append((unicodedata.name(chr(code)), drawing))
-    order = [name for name in (*map(str.lower, _SCRIPTS), *_BLOCKS) if name in found]
-    entries = [(group, name, drawing) for group in order for name, drawing in found[group]]
+            by_alphabet.setdefault(alphabet, []).append((unicodedata.name(chr(code)), drawing))
+    order = [name for name in (*map(str.lower, _SCRIPTS), *_BLOCKS) if name in by_alphabet]
+    entries = [(group, name, drawing) for group in order for name, drawing in by_alphabet[group]]
     drawings = torch.from_numpy(np.stack([drawing for *_, drawing in entries]))
     kept = _distinct(drawings)
     sizes = {group: sum(entries[i][0] == group for i in kept) for group in order}
@@ -159,9 +133,9 @@ def _distinct(drawings: torch.Tensor) -> list[int]:
 def draw(samples: int = 20, *, seed: int = 0) -> NDArray[np.uint8]:
     """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255 on 0.
 
-    Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2) and shift
-    (up to 2 pixels), a smooth random displacement of its strokes (standard deviation 0.6 pixels),
-    and its own stroke width.
+    Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2), shift (up
+    to 2 pixels) and stroke width, and a smooth random displacement of its strokes (standard
+    deviation 0.6 pixels).
 
     Raises:
         ValueError: samples below 1, or a seed that is not a whole number >= 0.
@@ -181,8 +155,8 @@ def _distorted(masters: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """One sample of every character, [class, 28, 28]."""
     count = len(masters)
     angle, scale = _uniform(rng, count, -0.26, 0.26), 1 / _uniform(rng, count, 0.8, 1.1)
-    shear, shift = (_uniform(rng, count, -0.2, 0.2),
-                    4 / SIDE * (torch.rand(count, 2, generator=rng) - 0.5) * 2)
+    shear = _uniform(rng, count, -0.2, 0.2)
+    shift = 4 / SIDE * (torch.rand(count, 2, generator=rng) - 0.5) * 2
     cos, sin = scale * angle.cos(), scale * angle.sin()
     rows = [torch.stack([cos, shear * cos - sin, shift[:, 0]], 1),
             torch.stack([sin, shear * sin + cos, shift[:, 1]], 1)]

@@ -12,13 +12,7 @@ from companion.checks import Array, at_least, real, require
 from companion.losses import squared_error
 from companion.streams import stream
 from companion.tasks import Fleet, Task
-from companion.theory.gaussian import (
-    check_covariance,
-    excess_risk,
-    minimiser_maml,
-    minimiser_nal,
-    q_matrix,
-)
+from companion.theory import gaussian
 from companion.theory.landscape import Mixture
 
 _BLOCK = 2**17  # bytes of one seed's inputs drawn at once
@@ -26,19 +20,17 @@ _BLOCK = 2**17  # bytes of one seed's inputs drawn at once
 
 @dataclass(frozen=True, eq=False)
 class LinearFamily:
-    """Tasks in groups: x ~ N(0, covariance), w* ~ N(centre, (variance/d) I), y = x.w* + z, z ~ N(0,
-    noise^2).
+    """Tasks in groups: y = x.w* + z, x ~ N(0, covariance), w* ~ N(centre, (variance/d) I).
 
     Args:
         covariances: [group, d, d], of the inputs.
         centres: [group, d], of the optima.
         variances: [group], E|w* - centre|^2, >= 0.
         weights: [group], non-negative, normalised inside: the probability of each group.
-        noise: standard deviation of the labels' noise, >= 0.
+        noise: standard deviation of z, the labels' noise, >= 0.
 
     Raises:
-        ValueError: shapes that do not match, a covariance that is none, a negative variance or
-            weight.
+        ValueError: shapes that do not match, a bad covariance, a negative variance or weight.
     """
 
     covariances: Array
@@ -48,18 +40,18 @@ class LinearFamily:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        shape = check_covariance("covariances", self.covariances).shape
+        shape = gaussian.check_covariance("covariances", self.covariances).shape
         require(len(shape) == 3, "covariances.shape", "be [group, d, d]", shape,
                 "stack one matrix per group")
+        centres = real("centres", self.centres)
         variances = at_least("variances", self.variances, 0, "a variance is not negative")
         weights = at_least("weights", self.weights, 0, "a probability is not negative")
-        for name, array, want in (("centres", real("centres", self.centres), shape[:2]),
+        for name, array, want in (("centres", centres, shape[:2]),
                                   ("variances", variances, shape[:1]),
                                   ("weights", weights, shape[:1])):
             require(array.shape == want, f"{name}.shape", f"be {want}", array.shape,
                     "give one entry per group")
-        require(weights.sum() > 0, "weights", "have a positive sum", weights,
-                "give some group a weight")
+        require(weights.sum() > 0, "weights", "have a positive sum", weights, "give one a weight")
         at_least("noise", self.noise, 0, "noise is a standard deviation")
 
     @classmethod
@@ -69,20 +61,18 @@ class LinearFamily:
                 "build one family per mixture")
         d, p = int(np.asarray(mixture.dim)), float(np.asarray(mixture.hard_fraction))
         centres = np.zeros((2, d))
-        centres[0, 0] = float(np.asarray(mixture.distance))
-        return cls(
-            np.stack([np.asarray(rho) * np.eye(d) for rho in (mixture.rho_easy, mixture.rho_hard)]),
-            centres, np.asarray([mixture.var_easy, mixture.var_hard], dtype=float),
-            np.asarray([1 - p, p]), float(np.asarray(mixture.noise)),
-        )
+        centres[0, 0] = mixture.distance
+        rho = np.array([mixture.rho_easy, mixture.rho_hard], dtype=float)
+        variances = np.array([mixture.var_easy, mixture.var_hard], dtype=float)
+        return cls(rho[:, None, None] * np.eye(d), centres, variances, np.array([1 - p, p]),
+                   float(np.asarray(mixture.noise)))
 
     @cached_property
     def _roots(self) -> Array:
         """Symmetric square roots of the covariances."""
         values, vectors = np.linalg.eigh(self.covariances)
-        return np.asarray(
-            (vectors * np.sqrt(np.maximum(values, 0))[:, None, :]) @ vectors.swapaxes(-1, -2)
-        )
+        scaled = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
+        return np.asarray(scaled @ vectors.swapaxes(-1, -2))
 
     def draw_tasks(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Group indices, ``shape``, and optima, ``[*shape, d]``."""
@@ -92,9 +82,8 @@ class LinearFamily:
         spread = np.sqrt(self.variances / d)[group][..., None]
         return group, self.centres[group] + spread * rng.standard_normal((*shape, d))
 
-    def draw_samples(
-        self, rng: np.random.Generator, group: Array, optima: Array, samples: int
-    ) -> tuple[Array, Array]:
+    def draw_samples(self, rng: np.random.Generator, group: Array, optima: Array,
+                     samples: int) -> tuple[Array, Array]:
         """x ``[*task, sample, d]`` and y ``[*task, sample]`` of the given tasks."""
         x = rng.standard_normal((*group.shape, samples, optima.shape[-1])) @ self._roots[group]
         y = (x @ optima[..., None])[..., 0]
@@ -102,19 +91,18 @@ class LinearFamily:
 
     def minimiser_nal(self) -> Array:
         """What NAL learns, [d]: the spread within groups averages out."""
-        return minimiser_nal(self.covariances, self.centres, self.weights)
+        return gaussian.minimiser_nal(self.covariances, self.centres, self.weights)
 
     def minimiser_maml(self, alpha: float, support: float, *, steps: int = 1) -> Array:
         """What MAML learns, [d]."""
-        return minimiser_maml(self.covariances, self.centres, alpha, support, self.weights,
-                              steps=steps)
+        return gaussian.minimiser_maml(self.covariances, self.centres, alpha, support,
+                                       self.weights, steps=steps)
 
     def risk(self, w: Array, alpha: float, support: float, *, steps: int = 1) -> Array:
-        """The exact excess risk of w [..., d] after adaptation: that at the centres, plus E tr(Q)
-        variance / 2d."""
-        at_centres = excess_risk(w, self.covariances, self.centres, alpha, support, self.weights,
-                                 self.noise, steps=steps)
-        q = q_matrix(self.covariances, alpha, support, steps=steps)
+        """The exact excess risk of w [..., d]: that at the centres, plus E tr(Q) variance / 2d."""
+        at_centres = gaussian.excess_risk(w, self.covariances, self.centres, alpha, support,
+                                          self.weights, self.noise, steps=steps)
+        q = gaussian.q_matrix(self.covariances, alpha, support, steps=steps)
         spread = np.trace(q, axis1=-2, axis2=-1) * self.variances / (2 * q.shape[-1])
         return np.asarray(at_centres + spread @ (self.weights / self.weights.sum()))
 
@@ -122,20 +110,16 @@ class LinearFamily:
 def easy_and_hard(rng: np.random.Generator, scales_easy: Array, scales_hard: Array, *,
                   distance: float, var_easy: float, var_hard: float, hard_fraction: float = 0.5,
                   noise: float = 0.0) -> LinearFamily:
-    """An easy and a hard group whose inputs have the given variances [d] along unrelated, random
-    directions.
+    """An easy and a hard group whose inputs have given variances [d] along random directions.
 
     The hard centre is 0, the easy one ``distance`` away along (1, ..., 1).
     """
     d = len(scales_easy)
-    covariances = []
-    for scales in (scales_easy, scales_hard):
-        turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
-        covariance = (turn * scales) @ turn.T
-        covariances.append((covariance + covariance.T) / 2)
-    centres = np.zeros((2, d))
-    centres[0] = distance / np.sqrt(d)
-    return LinearFamily(np.stack(covariances), centres, np.array([var_easy, var_hard]),
+    turns = [np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(2)]
+    halves = np.stack([(turn * scales) @ turn.T / 2
+                       for turn, scales in zip(turns, (scales_easy, scales_hard), strict=True)])
+    centres = np.stack([np.full(d, distance / np.sqrt(d)), np.zeros(d)])
+    return LinearFamily(halves + halves.swapaxes(-1, -2), centres, np.array([var_easy, var_hard]),
                         np.array([1 - hard_fraction, hard_fraction]), noise)
 
 

@@ -20,9 +20,7 @@ from numpy.typing import ArrayLike
 from companion.checks import Array, at_least, real, require, step_size, support_size
 from companion.theory.gaussian import check_covariance, noise_risk, q_matrix
 
-_ROUNDS, _SETTLED = (
-    10_000, 1e-14,
-)  # of the alternating fit of two factors: most rounds, and relative gain to stop at
+_ROUNDS, _SETTLED = 10_000, 1e-14  # of the fit of two factors: most rounds, least relative gain
 
 
 def _times(factors: Sequence[Any], empty: Any) -> Any:
@@ -50,8 +48,7 @@ def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
 
 
 def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
-    """Both identities of the deep update in symbols, for layers of the given ``sizes`` (inputs
-    first).
+    """Both identities of the deep update in symbols, for layers of ``sizes``, inputs first.
 
     The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The
     first matrix is the product of the moved layers less the formula of :func:`deep_update`; the
@@ -62,22 +59,16 @@ def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
         ValueError: fewer than two sizes, or one below 1.
     """
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
-    require(len(sizes) >= 2, "sizes", "name inputs and outputs, two or more", list(sizes),
-            "depth 1 is (d, o)")
+    require(len(sizes) >= 2, "sizes", "be two or more", list(sizes), "depth 1 is (d, o)")
     layers = [sp.Matrix(out, into, lambda i, j, n=n: sp.Symbol(f"w{n}_{i}{j}"))
               for n, (into, out) in enumerate(pairwise(sizes))]
     gradient = sp.Matrix(sizes[-1], sizes[0], lambda i, j: sp.Symbol(f"g{i}{j}"))
     alpha = sp.Symbol("alpha")
     loss = sp.expand((gradient.T @ _times(layers, None)).trace())
-    moved = [
-        layer - alpha * layer.applyfunc(lambda entry: sp.diff(loss, entry)) for layer in layers
-    ]
-    product = _times(moved, None)
-    exact = (product - _updated(layers, gradient, alpha, sp.eye)).applyfunc(sp.expand)
-    slope = (product.diff(alpha).subs(alpha, 0) + _slope(layers, gradient, sp.eye)).applyfunc(
-        sp.expand
-    )
-    return exact, slope
+    moved = _times([layer - alpha * sp.diff(loss, layer) for layer in layers], None)
+    exact = moved - _updated(layers, gradient, alpha, sp.eye)
+    slope = moved.diff(alpha).subs(alpha, 0) + _slope(layers, gradient, sp.eye)
+    return exact.applyfunc(sp.expand), slope.applyfunc(sp.expand)
 
 
 def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
@@ -85,11 +76,9 @@ def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
     require(len(layers) >= 1, "weights", "hold a layer or more", len(layers),
             "depth 1 is the shallow model")
     for i, layer in enumerate(layers):
-        fits = (layer.ndim == 2
-                and layer.size > 0
-                and (i == 0 or layer.shape[1] == layers[i - 1].shape[0]))
-        require(fits, f"weights[{i}].shape", "be [outputs, inputs] and follow the layer before",
-                layer.shape, "reorder")
+        follows = layer.ndim == 2 and (i == 0 or layer.shape[1] == layers[i - 1].shape[0])
+        require(follows and layer.size > 0, f"weights[{i}].shape",
+                "be [outputs, inputs] and follow the layer before", layer.shape, "reorder")
     return layers
 
 
@@ -101,28 +90,22 @@ def _gradient(gradient: ArrayLike, layers: Sequence[Array]) -> Array:
 
 
 def product(weights: Sequence[ArrayLike]) -> Array:
-    """The linear map of a deep linear model, W_L ... W_1, from its layers, inputs first. Shape
-    [outputs, inputs].
+    """The map of a deep linear model, W_L ... W_1 [outputs, inputs], from its layers, inputs first.
 
     Raises:
-        ValueError: no layer, one that is no matrix, or shapes that do not follow each other. So
-            below.
+        ValueError: no layer, one that is no matrix, or shapes that do not fit. So below.
     """
-    found: Array = _times(_layers(weights), None)
-    return found
+    return np.asarray(_times(_layers(weights), None))
 
 
 def deep_update(weights: Sequence[ArrayLike], gradient: ArrayLike, alpha: float) -> Array:
-    """The linear map after one step of gradient descent on every layer: prod_l (W_l - alpha U_l.T G
-    B_l.T).
+    """The map after one gradient step on every layer, exactly: prod_l (W_l - alpha U_l.T G B_l.T).
 
-    Exact. Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G,
-    [outputs, inputs].
-    Source: derived in book/depth/linear_layers.
+    Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G, [outputs,
+    inputs]. Source: derived in book/depth/linear_layers.
     """
-    layers = _layers(weights)
-    found: Array = _updated(layers, _gradient(gradient, layers), float(step_size(alpha)), np.eye)
-    return found
+    layers, alpha = _layers(weights), float(step_size(alpha))
+    return np.asarray(_updated(layers, _gradient(gradient, layers), alpha, np.eye))
 
 
 def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Array:
@@ -131,32 +114,27 @@ def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Arr
     Source: derived in book/depth/linear_layers.
     """
     layers = _layers(weights)
-    found: Array = _slope(layers, _gradient(gradient, layers), np.eye)
-    return found
+    return np.asarray(_slope(layers, _gradient(gradient, layers), np.eye))
 
 
 def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
-    """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l), [o *
-    d, o * d].
+    """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l).
 
-    Symmetric, positive semidefinite. For one output and two layers, y = b.(A.T x), it is ``A A.T +
-    |b|^2 I``.
+    Symmetric, positive semidefinite, [o * d, o * d]. For one output and two layers, y = b.(A.T x),
+    it is ``A A.T + |b|^2 I``.
     """
-    layers = _layers(weights)
-    terms = [np.kron(above @ above.T, below.T @ below) for above, below in _around(layers, np.eye)]
-    return np.asarray(sum(terms))
+    around = _around(_layers(weights), np.eye)
+    return np.asarray(sum(np.kron(above @ above.T, below.T @ below) for above, below in around))
 
 
 def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
     """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)).
 
-    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives 1 /
-    rho. Arguments are broadcast.
+    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives
+    1 / rho. Arguments are broadcast. Source: derived in book/depth/shallow.
 
     Raises:
         ValueError: rho not positive, dim or support below 1.
-
-    Source: derived in book/depth/shallow.
     """
     rho, dim = real("rho", rho), at_least("dim", dim, 1, "there is at least one input", whole=True)
     require(rho > 0, "rho", "be positive", rho, "it is a variance")
@@ -164,18 +142,22 @@ def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
 
 
 class _Moments(NamedTuple):
-    """Of the descent direction -G at W = 0, entries by (output, input): E[G G], E[W* G], both [o,
-    d, o, d]."""
+    """Second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
 
     covariance: Array
     tasks: Array
     gradients: Array
     cross: Array
 
+    def matrices(self) -> tuple[Array, Array, Array]:
+        """``tasks``, ``gradients`` and ``cross`` as [o * d, o * d]."""
+        size = self.tasks.shape[0] * self.tasks.shape[1]
+        tasks, gradients, cross = (m.reshape(size, size) for m in self[1:])
+        return tasks, gradients, cross
 
-def _moments(
-    covariance: ArrayLike, task_covariance: ArrayLike, support: float, noise: float
-) -> _Moments:
+
+def _moments(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
+             noise: float) -> _Moments:
     covariance = check_covariance("covariance", covariance)
     require(covariance.ndim == 2, "covariance.shape", "be [d, d]", covariance.shape,
             "call once per family")
@@ -184,9 +166,8 @@ def _moments(
             "drop dead inputs")
     tasks = check_covariance("task_covariance", task_covariance)
     outputs, rest = divmod(tasks.shape[-1], d)
-    fits = tasks.ndim == 2 and rest == 0
-    require(fits, "task_covariance.shape", f"be [o * {d}, o * {d}]", tasks.shape,
-            "it is that of vec(W*)")
+    require(tasks.ndim == 2 and rest == 0, "task_covariance.shape", f"be [o * {d}, o * {d}]",
+            tasks.shape, "it is that of vec(W*)")
     u = float(1 / support_size(support))
     sigma = float(at_least("noise", noise, 0, "noise is a standard deviation"))
     c = tasks.reshape(outputs, d, outputs, d)
@@ -197,18 +178,18 @@ def _moments(
     return _Moments(covariance, c, gradients, np.einsum("aibj,jl->aibl", c, covariance))
 
 
-def _risk(p: Array, of: _Moments) -> float:
-    size = p.shape[0]
-    gradients, cross, tasks = (m.reshape(size, size) for m in (of.gradients, of.cross, of.tasks))
+def _risk(p: Array, moments: _Moments) -> float:
+    tasks, gradients, cross = moments.matrices()
     error = p @ gradients @ p.T - p @ cross.T - cross @ p.T + tasks
-    weight = np.kron(np.eye(size // len(of.covariance)), of.covariance)
+    weight = np.kron(np.eye(len(moments.tasks)), moments.covariance)
     return float(np.sum(weight * error) / 2)
 
 
 def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
                         task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
-    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``, norm
-    of I kron S.
+    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``.
+
+    The norm is that of I kron S. Source: derived in book/depth/shallow.
 
     Args:
         preconditioner: [o * d, o * d].
@@ -219,54 +200,45 @@ def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
 
     Raises:
         ValueError: shapes that do not match, or an argument out of range.
-
-    Source: derived in book/depth/shallow.
     """
-    of = _moments(covariance, task_covariance, support, noise)
-    p, size = real("preconditioner", preconditioner), of.tasks.shape[0] * of.tasks.shape[1]
-    require(p.shape == (size, size), "preconditioner.shape", f"be {(size, size)}", p.shape,
-            "it acts on vec(G)")
-    return _risk(p, of)
+    moments = _moments(covariance, task_covariance, support, noise)
+    p, shape = real("preconditioner", preconditioner), moments.matrices()[0].shape
+    require(p.shape == shape, "preconditioner.shape", f"be {shape}", p.shape, "it acts on vec(G)")
+    return _risk(p, moments)
 
 
 def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                         noise: float = 0.0) -> Array:
-    """The preconditioner of least :func:`preconditioned_risk`: P* = E[vec(W*) vec(-G).T] E[vec(G)
-    vec(G).T]^-1.
+    """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d].
 
-    For one output [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows.
-    Arguments and errors as there; C may be singular. Shape [o * d, o * d]. Source: derived in
-    book/depth/shallow.
+    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1; for one output [(1 + 1/m) S + (tr(S C) +
+    noise^2)/m C^-1]^-1, which tends to S^-1 as m grows. Arguments and errors as there; C may be
+    singular. Source: derived in book/depth/shallow.
     """
-    of = _moments(covariance, task_covariance, support, noise)
-    size = of.tasks.shape[0] * of.tasks.shape[1]
-    gradients, cross = (moment.reshape(size, size) for moment in (of.gradients, of.cross))
-    least, *_, most = np.linalg.eigvalsh(gradients) if size > 1 else (gradients[0, 0],) * 2
-    require(
-        least > size * np.finfo(float).eps * most, "E[vec(G) vec(G).T]", "be non-singular", least,
-        "a direction has no tasks and no noise: any step along it is best; drop it or add noise",
-    )
+    _, gradients, cross = _moments(covariance, task_covariance, support, noise).matrices()
+    values = np.linalg.eigvalsh(gradients)
+    require(values[0] > len(values) * np.finfo(float).eps * values[-1], "E[vec(G) vec(G).T]",
+            "be non-singular", values[0], "a direction has no tasks and no noise: any step along "
+            "it is best; drop it or add noise")
     return np.asarray(np.linalg.solve(gradients, cross.T).T)
 
 
 def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                    noise: float = 0.0) -> tuple[Array, Array]:
-    """The factors (left [o, o], right [d, d]) of the best step W = left (-G) right, one Kronecker
-    product.
+    """The factors of the best step W = left (-G) right, one Kronecker product: [o, o] and [d, d].
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
-    left factor of the Kronecker product nearest to P*; the better end is returned, with ``|left|^2
-    = o``. Arguments and errors as in :func:`best_preconditioner`. Where C = C_o kron C_i and there
-    is no noise, it is P* itself.
-    Source: derived in book/depth/meta_optimizers.
+    left factor of the Kronecker product nearest to P*; the better end is returned, with
+    ``|left|^2 = o``. Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and
+    errors as in :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
-    of = _moments(covariance, task_covariance, support, noise)
-    outputs, d = of.tasks.shape[:2]
+    moments = _moments(covariance, task_covariance, support, noise)
+    outputs, d = moments.tasks.shape[:2]
     blocks = full.reshape(outputs, d, outputs, d).transpose(0, 2, 1, 3).reshape(outputs**2, d**2)
     nearest = np.linalg.svd(blocks)[0][:, 0].reshape(outputs, outputs)
-    ends = [_fit_factors(left, of) for left in (np.eye(outputs), nearest)]
-    left, right = min(ends, key=lambda pair: _risk(_kron(*pair), of))
+    ends = [_fit_factors(left, moments) for left in (np.eye(outputs), nearest)]
+    left, right = min(ends, key=lambda pair: _risk(_kron(*pair), moments))
     scale = np.sqrt(outputs) / np.linalg.norm(left) * (1 if np.trace(left) >= 0 else -1)
     return left * scale, right / scale
 
@@ -275,16 +247,17 @@ def _kron(left: Array, right: Array) -> Array:
     return np.asarray(np.kron(left, right.T))
 
 
-def _fit_factors(left: Array, of: _Moments) -> tuple[Array, Array]:
+def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
     """Least squares for the right factor, then for the left one, until the risk falls no more."""
+    covariance, _, gradients, crossed = moments
     before = np.inf
     for _ in range(_ROUNDS):
-        right = np.linalg.solve(np.einsum("ca,cb,aibk->ik", left, left, of.gradients),
-                                np.einsum("ca,cjai->ij", left, of.cross))
-        seen = right @ of.covariance @ right.T
-        cross = np.einsum("ajbk,jl,kl->ab", of.cross, of.covariance, right)
-        left = np.linalg.solve(np.einsum("aibk,ik->ab", of.gradients, seen), cross.T).T
-        now = _risk(_kron(left, right), of)
+        right = np.linalg.solve(np.einsum("ca,cb,aibk->ik", left, left, gradients),
+                                np.einsum("ca,cjai->ij", left, crossed))
+        seen = right @ covariance @ right.T
+        cross = np.einsum("ajbk,jl,kl->ab", crossed, covariance, right)
+        left = np.linalg.solve(np.einsum("aibk,ik->ab", gradients, seen), cross.T).T
+        now = _risk(_kron(left, right), moments)
         if before - now <= _SETTLED * abs(now):
             break
         before = now
@@ -293,28 +266,27 @@ def _fit_factors(left: Array, of: _Moments) -> tuple[Array, Array]:
 
 def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float, support: float,
                  noise: float = 0.0, *, steps: int = 1) -> float:
-    """The least excess risk that a shallow linear model can reach after ``steps`` steps of size
-    alpha.
+    """The least excess risk of a shallow linear model after ``steps`` steps of size alpha.
 
-    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of tr(Q
-    C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh samples in
-    every step. Arguments as in :func:`preconditioned_risk`. Source: derived in book/depth/shallow.
+    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of
+    tr(Q C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh
+    samples in every step. Arguments as in :func:`preconditioned_risk`. Source: derived in
+    book/depth/shallow.
     """
-    of = _moments(covariance, task_covariance, support, noise)
-    q = q_matrix(of.covariance, alpha, support, steps=steps)
-    own = np.einsum("aiaj->ij", of.tasks)
-    noisy = len(of.tasks) * noise_risk(of.covariance, alpha, support, noise, steps=steps)
-    return float(np.sum(q * own) / 2 + noisy)
+    covariance, tasks, *_ = _moments(covariance, task_covariance, support, noise)
+    q = q_matrix(covariance, alpha, support, steps=steps)
+    noisy = len(tasks) * noise_risk(covariance, alpha, support, noise, steps=steps)
+    return float(np.sum(q * np.einsum("aiaj->ij", tasks)) / 2 + noisy)
 
 
 def best_shallow_step(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                       noise: float = 0.0) -> float:
     """The inner step of least :func:`shallow_risk` for one step.
 
-    For one output tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m];
-    ``optimal_step`` where S and C are isotropic. Arguments as in :func:`preconditioned_risk`.
+    For one output tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m], which is
+    :func:`optimal_step` where S and C are isotropic. Arguments as in :func:`preconditioned_risk`.
     Source: derived in book/depth/shallow.
     """
-    of = _moments(covariance, task_covariance, support, noise)
-    top = np.einsum("aial,il->", of.cross, of.covariance)
-    return float(top / np.einsum("aial,il->", of.gradients, of.covariance))
+    covariance, _, gradients, cross = _moments(covariance, task_covariance, support, noise)
+    top, bottom = (np.einsum("aial,il->", moment, covariance) for moment in (cross, gradients))
+    return float(top / bottom)

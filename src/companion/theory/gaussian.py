@@ -29,10 +29,10 @@ def pairings(items: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 
 
 def wick(covariance: sp.Matrix, indices: Sequence[int]) -> sp.Expr:
-    """The moment E[x_i x_j ...] of x ~ N(0, covariance): the sum over pairings of products of
-    covariances.
+    """The moment E[x_i x_j ...] of x ~ N(0, covariance), i, j, ... = ``indices``, which may repeat.
 
-    ``indices`` may repeat; an odd number of them gives 0. Source: Isserlis (1918), Wick (1950).
+    It is the sum over pairings of products of covariances; an odd number of indices gives 0.
+    Source: Isserlis (1918), Wick (1950).
     """
     if len(indices) % 2:
         return sp.Integer(0)
@@ -42,8 +42,7 @@ def wick(covariance: sp.Matrix, indices: Sequence[int]) -> sp.Expr:
 
 
 def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.Expr) -> sp.Matrix:
-    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat the Gram matrix X.T X / m of m
-    samples.
+    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat = X.T X / m of m samples.
 
     Of the m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and
     x_t are independent. ``inverse_support`` is 1/m. Derived in book/landscape/setting.
@@ -51,9 +50,8 @@ def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.
     d = covariance.rows
 
     def entry(a: int, b: int) -> sp.Expr:
-        same = sum(
-            wick(covariance, (a, c, e, b)) * middle[c, e] for c in range(d) for e in range(d)
-        )
+        same = sum(wick(covariance, (a, c, e, b)) * middle[c, e]
+                   for c in range(d) for e in range(d))
         apart = (covariance * middle * covariance)[a, b]
         return inverse_support * same + (1 - inverse_support) * apart
 
@@ -77,22 +75,17 @@ def check_covariance(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def _after_one_step(
-    matrix: Array, covariance: Array, alpha: Array, inverse_support: Array
-) -> Array:
-    """T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], written as a sum of positive semidefinite
-    terms."""
+def _after_one_step(matrix: Array, covariance: Array, alpha: Array,
+                    inverse_support: Array) -> Array:
+    """T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], a sum of positive semidefinite terms."""
     shrink = np.eye(covariance.shape[-1]) - alpha * covariance
-    spread = covariance @ matrix @ covariance
-    spread = (
-        spread + np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None] * covariance
-    )
+    trace = np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None]
+    spread = covariance @ matrix @ covariance + trace * covariance
     return np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
 
 
-def _powers(
-    covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, steps: int
-) -> Iterator[Array]:
+def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike,
+            steps: int) -> Iterator[Array]:
     """S, T(S), ..., T^steps(S), after checking the arguments."""
     covariance = check_covariance("covariance", covariance)
     alpha = step_size(alpha)[..., None, None]
@@ -106,16 +99,13 @@ def _powers(
         yield matrix
 
 
-def q_matrix(
-    covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *, steps: int = 1
-) -> Array:
-    r"""The matrix Q of a task: after adapting from w its excess risk is (w - w*).Q (w - w*)/2,
-    noise aside.
+def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,
+             steps: int = 1) -> Array:
+    """The matrix Q of a task: after adapting from w, its risk is (w - w*).Q (w - w*)/2 and noise.
 
-    One step: Q = (I - aS) S (I - aS) + (a^2/m)(tr(S^2) S + S^3), S the covariance, a = alpha, m =
-    support.
-    k steps, each with a fresh batch: Q = T^k(S), T(M) = (I - aS) M (I - aS) + (a^2/m)(S M S + tr(S
-    M) S).
+    With S the covariance, a = alpha and m = support, one step gives
+    Q = (I - aS) S (I - aS) + (a^2/m)(tr(S^2) S + S^3). For k steps, each with a fresh batch,
+    Q = T^k(S), T(M) = (I - aS) M (I - aS) + (a^2/m)(S M S + tr(S M) S).
 
     Args:
         covariance: [..., d, d], symmetric, positive semidefinite.
@@ -137,25 +127,21 @@ def q_matrix(
 
 def noise_risk(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, noise: ArrayLike = 0.0,
                *, steps: int = 1) -> Array:
-    r"""The part of a task's excess risk that label noise adds in the inner steps; it does not
-    depend on w.
+    """What label noise adds to a task's excess risk in the inner steps, whatever w: shape [...].
 
-    One step: (a^2 s^2 / 2m) tr(S^2). k fresh-batch steps: (a^2 s^2 / 2m) sum_{j<k} tr(S T^j(S)), s
-    = noise. Arguments as in :func:`q_matrix`; ``noise`` is the standard deviation of the labels'
-    noise. Shape [...].
-    Source: derived in book/landscape/setting.
+    One step: (a^2 s^2 / 2m) tr(S^2), s = noise. k steps, each with a fresh batch: (a^2 s^2 / 2m)
+    sum_{j<k} tr(S T^j(S)). Arguments as in :func:`q_matrix`; ``noise`` is the standard deviation of
+    the labels' noise. Source: derived in book/landscape/setting.
     """
     sigma = at_least("noise", noise, 0, "noise is a standard deviation")
     powers = list(_powers(covariance, alpha, support, steps))
-    covariance = powers[0]
-    traces = sum((np.einsum("...ij,...ji->...", covariance, power) for power in powers[:-1]),
+    traces = sum((np.einsum("...ij,...ji->...", powers[0], power) for power in powers[:-1]),
                  np.zeros(()))
     return np.asarray(step_size(alpha) ** 2 * sigma**2 / (2 * support_size(support)) * traces)
 
 
-def _check_tasks(
-    covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike | None
-) -> tuple[Array, Array, Array]:
+def _check_tasks(covariances: ArrayLike, optima: ArrayLike,
+                 weights: ArrayLike | None) -> tuple[Array, Array, Array]:
     covariances = check_covariance("covariances", covariances)
     optima = real("optima", optima)
     require(covariances.ndim == 3, "covariances.shape", "be [task, d, d]", covariances.shape,
@@ -165,8 +151,7 @@ def _check_tasks(
             "give one optimum per covariance")
     if weights is None:
         return covariances, optima, np.full(shape[0], 1 / shape[0])
-    weights = at_least("weights", weights, 0,
-                       "weights are normalised inside, but none may be negative")
+    weights = at_least("weights", weights, 0, "they are normalised, but none may be negative")
     require(weights.shape == shape[:1], "weights.shape", f"be [task] = {shape[:1]}", weights.shape,
             "give one per task")
     require(weights.sum() > 0, "weights", "have a positive sum", weights,
@@ -175,8 +160,7 @@ def _check_tasks(
 
 
 def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = "E[M]") -> Array:
-    """E[M]^-1 E[M w*], the minimiser of E (w - w*).M (w - w*): [task, d, d], [task, d], [task] ->
-    [d].
+    """The minimiser of E (w - w*).M (w - w*), E[M]^-1 E[M w*]: [t, d, d], [t, d], [t] -> [d].
 
     Raises:
         ValueError: E[M] is singular.
@@ -190,9 +174,8 @@ def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = 
     return np.linalg.solve(mean, np.einsum("t,tij,tj->i", weights, matrices, optima))
 
 
-def minimiser_nal(
-    covariances: ArrayLike, optima: ArrayLike, weights: ArrayLike | None = None
-) -> Array:
+def minimiser_nal(covariances: ArrayLike, optima: ArrayLike,
+                  weights: ArrayLike | None = None) -> Array:
     """What plain training without adaptation (NAL) learns: w_NAL = E[S]^-1 E[S w*]. Shape [d].
 
     Args:
@@ -214,8 +197,7 @@ def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, 
     """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d].
 
     Arguments as in :func:`minimiser_nal` and :func:`q_matrix`; raises as they do, and for a
-    singular E[Q].
-    Source: derived in book/landscape/gap.
+    singular E[Q]. Source: derived in book/landscape/gap.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
     return weighted_centre(q_matrix(covariances, alpha, support, steps=steps), optima, weights,
@@ -225,12 +207,11 @@ def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, 
 def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike,
                 support: ArrayLike, weights: ArrayLike | None = None, noise: ArrayLike = 0.0, *,
                 steps: int = 1) -> Array:
-    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + the noise term of
-    :func:`noise_risk`.
+    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + :func:`noise_risk`.
 
     ``w`` is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess
-    risk without adaptation. The other arguments are those of :func:`minimiser_maml`.
-    Source: derived in book/landscape/setting.
+    risk without adaptation. The other arguments are those of :func:`minimiser_maml`. Source:
+    derived in book/landscape/setting.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
     w = real("w", w)
@@ -240,6 +221,5 @@ def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: 
     q = q_matrix(covariances, alpha, support, steps=steps)
     error = w[..., None, :] - optima
     risks = np.einsum("...ti,tij,...tj->...t", error, q, error) / 2
-    return np.asarray(
-        (risks + noise_risk(covariances, alpha, support, noise, steps=steps)) @ weights
-    )
+    risks = risks + noise_risk(covariances, alpha, support, noise, steps=steps)
+    return np.asarray(risks @ weights)

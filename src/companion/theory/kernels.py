@@ -1,11 +1,11 @@
-r"""Exact population losses of two-layer networks f(W; x) = sum_j s(<w_j, x>) on Gaussian inputs x ~
-N(0, rho I).
+"""Exact population losses of two-layer networks on Gaussian inputs.
 
-With C the covariance rho <., .> of two preactivations u, v, K = E[s(u) s(v)] is
+The networks are f(W; x) = sum_j s(<w_j, x>), the inputs x ~ N(0, rho I). With C the covariance
+rho <., .> of two preactivations u, v, K = E[s(u) s(v)] is
 
 * erf, s(u) = erf(u / sqrt 2): (2/pi) asin(C_uv / sqrt((1 + C_uu)(1 + C_vv))); Williams (1997);
 * relu: sqrt(C_uu C_vv)/(2 pi) (sin t + (pi - t) cos t), cos t = C_uv / sqrt(C_uu C_vv); Cho and
-Saul (2009).
+  Saul (2009).
 
 Everything is differentiable twice, student = teacher included, and works under ``torch.func``.
 Checked in book/landscape/two_layer.
@@ -42,8 +42,7 @@ def _angles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 class _Gradient(torch.autograd.Function):
-    """(a, b, g) -> sum_jl g_jl dK_jl/da, with dK_jl/da_j = (|b_l| sin t a_j/|a_j| + (pi - t) b_l) /
-    2 pi."""
+    """(a, b, g) -> sum_jl g_jl dK_jl/da; 2 pi dK_jl/da_j = |b_l| sin t a_j/|a_j| + (pi - t) b_l."""
 
     generate_vmap_rule = True
 
@@ -71,9 +70,8 @@ class _Gradient(torch.autograd.Function):
         v_a, v_e = (unit_a * v).sum(-1)[:, None], (e * v[:, None]).sum(-1)
         weight = g * sine * len_b.mT / len_a
         to_a = weight.sum(-1)[:, None] * (v - v_a * unit_a) + ((weight * v_e)[..., None] * e).sum(1)
-        f = (
-            torch.cos(angle)[..., None] * e - sine[..., None] * unit_a[:, None]
-        )  # as e, but orthogonal to b
+        # f is as e, but orthogonal to b
+        f = torch.cos(angle)[..., None] * e - sine[..., None] * unit_a[:, None]
         to_b = (g * sine * v_a).sum(0)[:, None] * unit_b - ((g * sine * v_e)[..., None] * f).sum(0)
         to_b = to_b + (g * (pi - angle)).mT @ v
         to_g = sine * len_b.mT * v_a + (pi - angle) * (v @ b.mT)
@@ -88,9 +86,8 @@ class _ArcCosine(torch.autograd.Function):
     @staticmethod
     def forward(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         angle, sine = _angles(a, b)
-        return (
-            _lengths(a)[:, None] * _lengths(b) * (sine + (pi - angle) * torch.cos(angle)) / (2 * pi)
-        )
+        lengths = _lengths(a)[:, None] * _lengths(b)
+        return lengths * (sine + (pi - angle) * torch.cos(angle)) / (2 * pi)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -115,19 +112,13 @@ KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": _relu}
 
 def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> None:
     if activation not in KERNELS:
-        raise ValueError(
-            f"activation must have a closed form, {' or '.join(KERNELS)}, got {activation!r}; "
-            f"draw samples"
-        )
+        raise ValueError(f"activation must have a closed form, {' or '.join(KERNELS)}, got "
+                         f"{activation!r}; draw samples")
     for name, side in (("student", student), ("teacher", teacher)):
-        if (side.ndim != 2
-            or side.shape[-1] != student.shape[-1]
-            or not side.dtype.is_floating_point):
-            raise ValueError(
-                f"{name} must be a float tensor [hidden, dim] with dim as the other's, got "
-                f"{side.dtype} "
-                f"{tuple(side.shape)}; batch with torch.func.vmap"
-            )
+        good = side.ndim == 2 and side.dtype.is_floating_point
+        if not good or side.shape[-1] != student.shape[-1]:
+            raise ValueError(f"{name} must be a float tensor [hidden, dim] with the other's dim, "
+                             f"got {side.dtype} {tuple(side.shape)}; batch with torch.func.vmap")
 
 
 def population_loss(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float,
@@ -154,14 +145,13 @@ def population_loss(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Ten
     """
     _check(student, teacher, activation)
     kernel = KERNELS[activation]
-    own, cross, target = ((student, student), (student, teacher), (teacher, teacher))
-    sums = [kernel(a, b, rho).sum() for a, b in (own, cross, target)]
-    return (sums[0] - 2 * sums[1] + sums[2]) / 2
+    pairs = (student, student), (student, teacher), (teacher, teacher)
+    squared, cross, target = (kernel(a, b, rho).sum() for a, b in pairs)
+    return (squared - 2 * cross + target) / 2
 
 
-def hessian(
-    student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float, activation: str
-) -> torch.Tensor:
+def hessian(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float,
+            activation: str) -> torch.Tensor:
     """The Hessian of :func:`population_loss` in the student's weights, row by row, [kd, kd].
 
     At student = teacher it is E[phi phi^T], phi = df/dW.
@@ -170,5 +160,5 @@ def hessian(
     def loss(flat: torch.Tensor) -> torch.Tensor:
         return population_loss(flat.reshape(student.shape), teacher, rho, activation)
 
-    found: torch.Tensor = jacrev(jacrev(loss))(student.reshape(-1))
-    return found
+    matrix: torch.Tensor = jacrev(jacrev(loss))(student.reshape(-1))
+    return matrix

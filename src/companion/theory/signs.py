@@ -22,8 +22,7 @@ def proved_sign(expression: sp.Expr) -> int:
     vanish).
 
     Raises:
-        ValueError: a factor whose sign this does not show. It is named; the expression may still
-            have a sign.
+        ValueError: a factor whose sign this does not show; the expression may still have one.
     """
     sign = 1
     for part in sp.fraction(sp.cancel(sp.together(expression))):
@@ -38,8 +37,6 @@ def proved_sign(expression: sp.Expr) -> int:
                 sign = -sign
             elif not _all_coefficients_positive(sp.expand(factor)):
                 raise ValueError(
-                    f"every factor must be a square or a sum of positive terms, got {factor}; "
-                    "declare its symbols positive, or substitute what makes it so (p = 1/(1 + "
-                    "s), s > 0)"
-                )
+                    f"every factor must be a square or a sum of positive terms, got {factor}; make "
+                    "its symbols positive, or substitute what makes it so (p = 1/(1 + s), s > 0)")
     return sign
