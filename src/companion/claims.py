@@ -79,8 +79,8 @@ def listed() -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = yaml.safe_load((root / "claims.yml").read_text())
     try:
         asked = {(f"{entry['id']}/{part['name']}", part["by"]) for entry in entries
-                 for part in entry["parts"] if {*part} >= {"scope", "criterion"}
-                 and {*entry} >= {"paper", "statement", "chapter"}}
+                 for part in entry["parts"] if part["scope"] and part["criterion"]
+                 and entry["paper"] and entry["statement"] and entry["chapter"]}
     except (TypeError, KeyError) as error:
         raise RecordError(f"claims.yml must list claims with parts, got {error!r}") from error
     known = {(key, "proof") for key in PROOFS}
