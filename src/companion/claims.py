@@ -1,5 +1,4 @@
-"""The claims of the two papers: a word for each of their parts, recomputed from proofs and
-records."""
+"""The claims of the two papers, a word for each part, recomputed from proofs and records."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,8 +35,7 @@ class Part(Finding):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and its parts. ``value``, ``interval`` and ``source`` are those of the first part
-    that has a number, and None where none has."""
+    """A claim; ``value``, ``interval`` and ``source`` are of its first part that has a number."""
 
     id: str
     paper: str

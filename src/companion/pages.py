@@ -1,8 +1,8 @@
-"""What a chapter tells its reader: numbers in the text, tables, verdicts, where a record is
-from."""
+"""What a chapter tells its reader: numbers, tables, verdicts, and where a record is from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -10,20 +10,20 @@ from IPython.display import HTML
 
 from companion import claims, figures
 from companion.checks import require
-from companion.claims import Part, Verdict
+from companion.claims import Part
 from companion.evaluation import Estimate, Interval
 from companion.records import Record
 
 
 def tell(**numbers: Any) -> None:
     """Glue numbers under their names: floats to six digits, intervals and estimates as texts."""
-    from myst_nb import glue  # only here: only a chapter has it
+    from myst_nb import glue  # only here: only a chapter needs it
 
     for name, value in numbers.items():
         if isinstance(value, Interval | Estimate):
             value = plus_minus(value)
-        elif not isinstance(value, str | int):
-            value = float(f"{float(value):.6g}")
+        elif not isinstance(value, str):
+            value = int(value) if isinstance(value, Integral) else float(f"{float(value):.6g}")
         glue(name, value, display=False)
 
 
@@ -58,19 +58,17 @@ def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
 
 def provenance(record: Record) -> str:
     """One line: date, device, processor, threads, seeds and minutes of a record."""
-    origin, threads = record.provenance, record.provenance["threads"]
+    origin, seeds = record.provenance, record.table.get("seed")
     told = [origin["started"][:10], origin["device"], origin["processor"],
-            f"{threads} thread{'s' * (threads != 1)}"]
-    if "seed" in record.table:
-        told.append(f"{record.table['seed'].nunique()} seeds")
+            f"threads: {origin['threads']}"]
+    told += [] if seeds is None else [f"seeds: {seeds.nunique()}"]
     return ", ".join([*told, f"{origin['seconds'] / 60:.1f} minutes"])
 
 
 def verdict(ident: str, profile: str = "full") -> HTML:
     """The box of one claim: its statement, and of every part the criterion, word and numbers.
 
-    Raises:
-        ValueError: no claim of that name, or a profile other than "quick" and "full".
+    ValueError for an unknown claim, and for a profile other than "quick" and "full".
     """
     every = {claim.id: claim for claim in claims.evaluate(profile)}
     require(ident in every, "ident", f"be one of {', '.join(every)}", repr(ident), "see claims.yml")
@@ -83,8 +81,23 @@ def verdict(ident: str, profile: str = "full") -> HTML:
 def ledger() -> HTML:
     """A card for every claim: each part in full beside quick, with links from the page book/ledger
     to theorems, figures and records."""
-    cards = map(_card, claims.evaluate("full"), claims.evaluate("quick"))
-    return HTML(f'<div class="claim-cards">{"".join(cards)}</div>')
+    return HTML("".join(
+        f'<section class="claim-card" id="claim-{full.id.lower()}"><h3>{full.id}</h3><p>'
+        f'{escape(full.statement)} <a href="{full.chapter.removeprefix("book/")}.html">Chapter</a>'
+        f'</p>{"".join(map(_row, full.parts, quick.parts))}</section>'
+        for full, quick in zip(claims.evaluate("full"), claims.evaluate("quick"), strict=True)))
+
+
+def _row(full: Part, quick: Part) -> str:
+    links = {target.replace("#", ".html#"): text for text, target in full.links.items()}
+    links |= {f"../results/{part.source}/provenance.json":
+              f"Record: {part.source}, {part.date}, {part.device}"
+              for part in (full, quick) if part.source}
+    told = " · ".join(f'<a href="{target}">{escape(text)}</a>' for target, text in links.items())
+    return (f'<div class="claim-part"><div>{_asked(full)}<details><summary>criterion of '
+            f"{escape(full.name)}</summary>{escape(full.criterion)}</details></div>"
+            f"<div><em>full:</em> {_outcome(full)}</div><div><em>quick:</em> {_outcome(quick)}"
+            f'</div><p class="links">{told}</p></div>')
 
 
 def _asked(part: Part) -> str:
@@ -92,32 +105,11 @@ def _asked(part: Part) -> str:
 
 
 def _outcome(part: Part) -> str:
-    """The word of a part, its number, the cases where they differ, and what could be seen."""
-    told = []
-    if part.interval is not None:
-        told.append(f"{part.what}: {plus_minus(part.interval)}")
+    """The word of a part, its number, its cases where they differ, and what would have shown."""
+    told = [f"{part.what}: {plus_minus(part.interval)}"] if part.interval else []
     words = dict.fromkeys(part.cases.values())
-    if len(words) > 1:
-        told += [f"{word}: " + "; ".join(case for case in part.cases if part.cases[case] == word)
-                 for word in words]
+    told += [f"{word}: {'; '.join(case for case in part.cases if part.cases[case] == word)}"
+             for word in words if len(words) > 1]
     if part.detectable is not None:
         told.append(f"80 % power for an effect of {part.detectable:.2g}")
     return f'<span class="word {part.word}">{part.word}</span> {escape(". ".join(told))}'
-
-
-def _card(full: Verdict, quick: Verdict) -> str:
-    page = full.chapter.removeprefix("book/")
-    rows = "".join(map(_row, full.parts, quick.parts))
-    return (f'<section class="claim-card" id="claim-{full.id.lower()}"><h3>{full.id}</h3>'
-            f'<p>{escape(full.statement)} <a href="{page}.html">Chapter</a></p>{rows}</section>')
-
-
-def _row(full: Part, quick: Part) -> str:
-    links = [f'<a href="{page}.html#{label}">{escape(text)}</a>' for text, target in
-             full.links.items() for page, label in [target.split("#")]]
-    links += [f'<a href="../results/{part.source}/provenance.json">Record: {part.source}, '
-              f"{part.date}, {part.device}</a>" for part in (full, quick) if part.source]
-    return (f'<div class="claim-part"><div>{_asked(full)}<details><summary>criterion of '
-            f"{escape(full.name)}</summary>{escape(full.criterion)}</details></div>"
-            f"<div><em>full:</em> {_outcome(full)}</div><div><em>quick:</em> {_outcome(quick)}"
-            f'</div><p class="links">{" · ".join(links)}</p></div>')
