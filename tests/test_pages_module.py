@@ -92,9 +92,9 @@ def test_provenance_is_one_line() -> None:
     origin = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processor": "A CPU",
               "threads": 1, "seconds": 93.0}
     line = pages.provenance(Record(pd.DataFrame({"seed": [3, 4, 3]}), origin))
-    assert line == "2026-01-02, cpu, A CPU, threads: 1, seeds: 2, 1.6 minutes"
+    assert line == "2026-01-02, cpu, A CPU, threads: 1, seeds: 2, 1.6 min"
     line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2}))
-    assert line == "2026-01-02, cpu, A CPU, threads: 2, 1.6 minutes"
+    assert line == "2026-01-02, cpu, A CPU, threads: 2, 1.6 min"
 
 
 def test_the_box_of_a_claim(shown: None) -> None:
@@ -109,7 +109,7 @@ def test_the_box_of_a_claim(shown: None) -> None:
     assert "ratio, weakest (b): 1.234 [1.100, 1.400]. supported: a. contradicted: b" in second
     assert "80 % power" not in html
     unclear = pages.verdict("D2", "quick").data
-    assert "ratio: 1.000 [0.900, 1.100]. 80 % power for an effect of 0.14" in unclear
+    assert "ratio: 1.000 [0.900, 1.100]. an effect of 0.14 would have been seen with" in unclear
     assert "inconclusive: a" not in unclear  # cases that agree need no list
 
 

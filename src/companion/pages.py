@@ -36,11 +36,10 @@ def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
           text: Callable[[Mapping[Any, Any]], object] = lambda row: Interval(
               row["value"], row["low"], row["high"]),
           names: Mapping[Any, str] | None = None) -> HTML:
-    """A tidy frame, one row a cell, as a table: a line for each of ``index``, a column for each
-    value of ``columns``, in order of appearance; missing cells stay empty.
+    """A tidy frame as a table: a line for each of ``index``, a column for each value of
+    ``columns``, in order of appearance; ValueError for two rows of one cell.
 
     ``text`` makes a cell from a row, by default its interval; ``names`` rename columns and values.
-    ValueError for two rows of one cell.
     """
     require(not rows.duplicated([*index, columns]).any(), "rows", "be one a cell",
             f"several alike in {[*index, columns]}", "filter them, or name more columns in index")
@@ -59,17 +58,14 @@ def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
 def provenance(record: Record) -> str:
     """One line: date, device, processor, threads, seeds and minutes of a record."""
     origin, seeds = record.provenance, record.table.get("seed")
-    told = [origin["started"][:10], origin["device"], origin["processor"],
-            f"threads: {origin['threads']}"]
-    told += [] if seeds is None else [f"seeds: {seeds.nunique()}"]
-    return ", ".join([*told, f"{origin['seconds'] / 60:.1f} minutes"])
+    told = [] if seeds is None else [f"seeds: {seeds.nunique()}"]
+    return ", ".join([origin["started"][:10], origin["device"], origin["processor"],
+                      f"threads: {origin['threads']}", *told, f"{origin['seconds'] / 60:.1f} min"])
 
 
 def verdict(ident: str, profile: str = "full") -> HTML:
-    """The box of one claim: its statement, and of every part the criterion, word and numbers.
-
-    ValueError for an unknown claim, and for a profile other than "quick" and "full".
-    """
+    """The box of one claim: its statement, and of every part the criterion, word and numbers;
+    ValueError for an unknown claim or profile."""
     every = {claim.id: claim for claim in claims.evaluate(profile)}
     require(ident in every, "ident", f"be one of {', '.join(every)}", repr(ident), "see claims.yml")
     items = "".join(f"<li>{_asked(part)}<br>{escape(part.criterion)}<br>{_outcome(part)}</li>"
@@ -90,9 +86,8 @@ def ledger() -> HTML:
 
 def _row(full: Part, quick: Part) -> str:
     links = {target.replace("#", ".html#"): text for text, target in full.links.items()}
-    links |= {f"../results/{part.source}/provenance.json":
-              f"Record: {part.source}, {part.date}, {part.device}"
-              for part in (full, quick) if part.source}
+    links |= {f"../results/{part.source}/provenance.json": f"Record: {part.source}, {part.date}, "
+              f"{part.device}" for part in (full, quick) if part.source}
     told = " · ".join(f'<a href="{target}">{escape(text)}</a>' for target, text in links.items())
     return (f'<div class="claim-part"><div>{_asked(full)}<details><summary>criterion of '
             f"{escape(full.name)}</summary>{escape(full.criterion)}</details></div>"
@@ -111,5 +106,5 @@ def _outcome(part: Part) -> str:
     told += [f"{word}: {'; '.join(case for case in part.cases if part.cases[case] == word)}"
              for word in words if len(words) > 1]
     if part.detectable is not None:
-        told.append(f"80 % power for an effect of {part.detectable:.2g}")
+        told.append(f"an effect of {part.detectable:.2g} would have been seen with 80 % power")
     return f'<span class="word {part.word}">{part.word}</span> {escape(". ".join(told))}'
