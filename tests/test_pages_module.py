@@ -106,10 +106,10 @@ def test_the_box_of_a_claim(shown: None) -> None:
     assert "criterion 0." in first
     assert '<span class="word proved">proved</span>' in first
     assert "criterion 1." in second
-    assert "ratio, weakest (b): 1.234 [1.100, 1.400]. supported: a. contradicted: b" in second
+    assert "ratio, weakest (b): 1.234 [1.100, 1.400]<br>supported: a<br>contradicted: b" in second
     assert "80 % power" not in html
     unclear = pages.verdict("D2", "quick").data
-    assert "ratio: 1.000 [0.900, 1.100]. an effect of 0.14 would have been seen with" in unclear
+    assert "ratio: 1.000 [0.900, 1.100]<br>An effect of 0.14 would have been seen with" in unclear
     assert "inconclusive: a" not in unclear  # cases that agree need no list
 
 

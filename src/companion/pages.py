@@ -106,5 +106,5 @@ def _outcome(part: Part) -> str:
     told += [f"{word}: {'; '.join(case for case in part.cases if part.cases[case] == word)}"
              for word in words if len(words) > 1]
     if part.detectable is not None:
-        told.append(f"an effect of {part.detectable:.2g} would have been seen with 80 % power")
-    return f'<span class="word {part.word}">{part.word}</span> {escape(". ".join(told))}'
+        told.append(f"An effect of {part.detectable:.2g} would have been seen with 80 % power")
+    return f'<span class="word {part.word}">{part.word}</span> {"<br>".join(map(escape, told))}'
