@@ -68,8 +68,8 @@ def verdict(ident: str, profile: str = "full") -> HTML:
     ValueError for an unknown claim or profile."""
     every = {claim.id: claim for claim in claims.evaluate(profile)}
     require(ident in every, "ident", f"be one of {', '.join(every)}", repr(ident), "see claims.yml")
-    items = "".join(f"<li>{_asked(part)}<br>{escape(part.criterion)}<br>{_outcome(part)}</li>"
-                    for part in every[ident].parts)
+    items = "".join(f"<li>{_asked(part)}<br><em>Criterion:</em> {escape(part.criterion)}<br>"
+                    f"{_outcome(part)}</li>" for part in every[ident].parts)
     return HTML('<div class="admonition claim"><p class="admonition-title">Claim '
                 f"{ident}: {escape(every[ident].statement)}</p><ul>{items}</ul></div>")
 
