@@ -84,7 +84,7 @@ def proofs() -> dict[str, bool]:
     other = best + (1 - p) / p * hard.inv() * easy * (best - one)  # so that best is w_MAML
     risk = [(1 - p) * square(at - one, easy) + p * square(at - other, hard) for at in (w, best)]
     gap = risk[0] - risk[1] - square(w - best, (1 - p) * easy + p * hard)
-    return {"step": step.expand().is_zero_matrix, "gap": sp.cancel(gap) == 0}
+    return {"step": step.expand() == sp.zeros(2, 2), "gap": sp.cancel(gap) == 0}
 
 
 def check_covariance(name: str, value: ArrayLike) -> Array:
