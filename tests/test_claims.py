@@ -1,172 +1,270 @@
-"""Verdicts follow the records: perturb one past its criterion and the verdict flips; take it away
-and it is pending."""
+"""Verdicts follow the records: move a table past its criterion and the word flips; take the record
+away and it is untested."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
-from companion import claims, experiments, paths, records
+from companion import claims, paths, records
+from companion.errors import RecordError
+from companion.experiment import Experiment
+from companion.records import Record
+from companion.tables import WORDS, Finding, contrast, judge
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_RUN = {
-    ("landscape_images", "full"),
-    ("depth_images", "full"),
-}  # sized for a GPU; take a pair out when it is run
+GAINS = [1.18, 1.25, 1.2, 1.22, 1.24]
+ENTRY = {"id": "X1", "paper": "X", "statement": "Deep beats shallow.", "chapter": "book/x",
+         "parts": [{"name": "theorem", "scope": "every x", "criterion": "it is so.", "by": "proof"},
+                   {"name": "drawn", "scope": "two kinds", "criterion": "ratio above 1.",
+                    "by": "made"}]}
+
+
+@dataclass(frozen=True)
+class Config:
+    seeds: int = 5
+
+
+def drawn(record: Record) -> Finding:
+    rows = contrast(record.table, ["kind", "model"], "loss", {"model": "deep"})
+    return judge(rows, "loss of shallow / deep", ["kind"], above=1)
+
+
+def made(**findings: Callable[[Record], Finding]) -> Experiment:
+    """An experiment with the profiles of the book, of which only full has a record here."""
+    return Experiment("made", "a made table", {"quick": Config(2), "full": Config()},
+                      lambda config: [{"all": True}], lambda config, point, device: [],
+                      {f"X1/{name}": finding for name, finding in findings.items()})
+
+
+def write(scale: dict[str, float]) -> None:
+    """The full record: shallow loses to deep by ``GAINS`` times the scale of a kind."""
+    rows = [{"kind": kind, "model": model, "seed": seed,
+             "loss": scale[kind] * gain if model == "shallow" else 1.0}
+            for kind in scale for model in ("shallow", "deep") for seed, gain in enumerate(GAINS)]
+    records.save(records.folder("made", "full"), rows,
+                 {"key": claims.EXPERIMENTS["made"].key("full"), "device": "cpu",
+                  "started": "2026-01-02T03:04:05+00:00"})
 
 
 @pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the committed full record of `linear`, which may be spoiled."""
-    shutil.copytree(ROOT / "results", tmp_path / "results")
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one claim of two parts, one proof, one experiment, and its full record."""
+    monkeypatch.setattr(claims, "EXPERIMENTS", {"made": made(drawn=drawn)})
+    monkeypatch.setattr(claims, "PROOFS", {"X1/theorem": lambda: True})
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
     monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path / "results"))
-    return records.folder("linear", "full")
+    listing(tmp_path, [ENTRY])
+    write({"linear": 1.0, "logistic": 1.0})
+    return tmp_path
 
 
-def verdicts() -> dict[str, str]:
-    return {claim.id: claim.verdict for claim in claims.evaluate("full")}
+def listing(root: Path, entries: object) -> None:
+    (root / "claims.yml").write_text(yaml.safe_dump(entries))
 
 
-def rewrite(where: Path, table: pd.DataFrame) -> None:
-    provenance = json.loads((where / "provenance.json").read_text())
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    records.save(where, rows, provenance)
+def settled(profile: str = "full") -> claims.Verdict:
+    (claim,) = claims.evaluate(profile)
+    return claim
 
 
-def test_every_claim_of_the_papers_is_listed() -> None:
-    entries = claims.listed()
-    assert [entry["id"] for entry in entries] == ["L1", "L2", "L3", "L4", "L5", "L6", "D1", "D2",
-                                                  "D3", "D4"]
-    chapters = [entry["chapter"] for entry in entries if "chapter" in entry]
-    assert all((ROOT / f"{chapter}.md").exists() for chapter in chapters)
+def test_a_claim_has_the_words_of_its_parts(book: Path) -> None:
+    claim = settled()
+    theorem, part = claim.parts
+    assert (claim.id, claim.statement) == ("X1", "Deep beats shallow.")
+    assert claim.verdict == "proved, supported"
+    assert (theorem.interval, theorem.source, theorem.date) == (None, None, None)
+    assert (part.source, part.device, part.date) == ("made/full", "cpu", "2026-01-02")
+    assert part.cases == {"linear": "supported", "logistic": "supported"}
+    assert claim.value == pytest.approx(1.218)
+    assert claim.interval[0] < 1.218 < claim.interval[1]
+    assert claim.source == "made/full"
 
 
-def test_the_committed_records_are_whole_and_of_today(copy: Path) -> None:
-    for name in experiments.NAMES:
-        for profile in experiments.get(name).profiles:
-            if (name, profile) not in NOT_RUN:
-                assert len(experiments.get(name).load(profile).table) > 0
+@pytest.mark.parametrize(("scale", "word"), [
+    ({"linear": 0.8, "logistic": 0.8}, "contradicted"),
+    ({"linear": 0.8, "logistic": 1.0}, "mixed"),
+    ({"linear": 1 / 1.218, "logistic": 1.0}, "inconclusive"),
+    ({"linear": 1 / 1.218, "logistic": 0.8}, "inconclusive"),
+])
+def test_the_word_follows_the_table(book: Path, scale: dict[str, float], word: str) -> None:
+    write(scale)
+    part = settled().parts[1]
+    assert part.word == word
+    assert settled().verdict == f"proved, {word}"
+    assert (part.detectable is not None) == (word == "inconclusive")
 
 
-def test_what_is_settled_says_what_it_rests_on(copy: Path) -> None:
-    for claim in claims.evaluate("full"):
-        pending = set((claim.parts or {}).values()) or {"pending"}
-        settled = pending != {"pending"}
-        assert (claim.verdict == "pending") == ("pending" in pending)
-        assert claim.verdict in claims.VERDICTS
-        assert all((value is not None) == settled
-                   for value in (claim.value, claim.interval, claim.source, claim.date))
-        if claim.interval is not None:
-            assert claim.interval[0] <= claim.value <= claim.interval[1]
+def test_an_inconclusive_part_says_what_could_have_been_seen(book: Path) -> None:
+    write({"linear": 1 / 1.218, "logistic": 1 / 1.218})
+    part = settled().parts[1]
+    half = (part.interval.high - part.interval.low) / 2
+    assert part.detectable == pytest.approx(half * (1.96 + 0.8416) / 1.96, rel=1e-4)
 
 
-def test_l1_follows_the_steps(copy: Path) -> None:
-    table = records.load(copy).table
-    assert verdicts()["L1"] == "partly"
-    steps = (table["quantity"] == "steps") & (table["method"] == "maml")
-    rewrite(copy, table.assign(value=table["value"].where(~steps, table["value"] * 100)))
-    assert verdicts()["L1"] == "derived"
-    rewrite(copy, table.assign(value=table["value"].where(~steps, table["value"] / 100)))
-    assert verdicts()["L1"] == "partly"  # (a) is proved whatever (b) says
-    (claim,) = [claim for claim in claims.evaluate("full") if claim.id == "L1"]
-    assert claim.parts["(b) harder to optimise"] == "fails"
+def test_a_missing_record_is_untested(book: Path) -> None:
+    assert settled("quick").verdict == "proved, untested"
+    shutil.rmtree(book / "results")
+    claim = settled()
+    assert claim.verdict == "proved, untested"
+    assert (claim.value, claim.interval, claim.source) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("claim", "sweep", "row", "factor"),
-    [("L2", "rho_hard", -1, 1.1), ("L2", "rho_hard", 2, 0.9), ("L3", "distance", -1, 0.4),
-     ("L3", "var_hard", 0, 1.2)],
-)
-def test_l2_and_l3_follow_the_drawn_ratio(copy: Path, claim: str, sweep: str, row: int,
-                                          factor: float) -> None:
-    table = records.load(copy).table
-    before = verdicts()
-    assert before[claim] == "derived"
-    assert (
-        before | {"L5": "pending", "L6": "pending", "D1": "holds", "D2": "pending", "D3": "pending"}
-        == before
-    )
-    where = table.index[table["sweep"] == sweep][row]
-    table.loc[where, "value"] *= factor
-    rewrite(copy, table)
-    after = verdicts()
-    assert after[claim] == "partly"
-    assert all(verdict == before[name] for name, verdict in after.items() if name != claim)
+def test_a_proof_that_does_not_go_through_is_untested(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "PROOFS", {"X1/theorem": lambda: False})
+    assert settled().verdict == "untested, supported"
 
 
-def test_l4_follows_the_ratios(copy: Path) -> None:
-    where = records.folder("two_layer", "full")
-    table = records.load(where).table
-    before = {claim.id: claim for claim in claims.evaluate("full")}["L4"]
-    assert before.verdict == "partly"
-    hardness = table["sweep"] == "rho_hard"
-    equal = table.assign(nal=table["nal"].where(~(hardness & (table["x"] == 1)), table["maml"]))
-    rewrite(where, equal)
-    assert verdicts()["L4"] == "holds"
-    rewrite(where,
-            equal.assign(
-                nal=equal["nal"].where(~(hardness & (table["x"] == 0.2)), 1.05 * table["maml"])
-            ))
-    after = {claim.id: claim for claim in claims.evaluate("full")}["L4"]
-    assert after.verdict == "partly"
-    assert after.parts["(ii) packed and far"] == "partly"
-    assert after.value == pytest.approx(1.05)
+def test_one_word_that_all_parts_share_stands_once() -> None:
+    def verdict(*words: str) -> str:
+        parts = tuple(claims.Part(word, name="", scope="", criterion="") for word in words)
+        return claims.Verdict("X1", "X", "", "", parts).verdict
+
+    assert verdict("supported", "supported") == "supported"
+    assert verdict("proved", "mixed", "proved") == "proved, mixed, proved"
 
 
-def test_a_missing_record_is_pending(copy: Path) -> None:
-    shutil.rmtree(copy.parents[1])
-    assert set(verdicts().values()) == {"pending"}
-
-
-def test_one_claim_from_two_experiments(copy: Path) -> None:
-    """D3 asks for synthetic tasks and for images: pending without the second, and its parts come
-    together with it."""
-
-    def d3(profile: str) -> claims.Verdict:
-        return {claim.id: claim for claim in claims.evaluate(profile)}["D3"]
-
-    assert d3("full").parts == {"synthetic": "holds", "depth_images/full": "pending"}
-    found = d3("cpu")  # no such profile of the synthetic experiment: its full record
-    assert set(found.parts) == {"synthetic", "images"}
-    assert found.source == "meta_optimizers/full, depth_images/cpu"
-    assert found.value == d3("full").value
-    shutil.rmtree(records.folder("meta_optimizers", "full"))
-    left = d3("cpu")
-    assert left.verdict == "pending"
-    assert left.source == "depth_images/cpu"
-    assert left.value != found.value
-
-
-def test_an_altered_record_is_no_verdict(copy: Path) -> None:
-    path = copy / "table.csv"
+def test_an_altered_or_outdated_record_is_no_verdict(book: Path) -> None:
+    path = records.folder("made", "full") / "table.csv"
     path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
-    with pytest.raises(records.RecordError, match=r"table\.csv must have the hash"):
+    with pytest.raises(RecordError, match=r"table\.csv must have the hash"):
         claims.evaluate("full")
+    write({"linear": 1.0})
+    table = records.load(path.parent)
+    records.save(path.parent, table.table.to_dict("records"), {**table.provenance, "key": "old"})
+    with pytest.raises(RecordError, match="the experiment has changed"):
+        claims.evaluate("full")
+
+
+def test_parts_and_findings_must_be_the_same(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof, part = ENTRY["parts"]
+    listing(book, [ENTRY | {"parts": [proof]}])
+    with pytest.raises(RecordError, match="list every part whole, got none for X1/drawn by made"):
+        claims.evaluate()
+    listing(book, [ENTRY | {"parts": [part]}])
+    with pytest.raises(RecordError, match="got none for X1/theorem by proof"):
+        claims.evaluate()
+    listing(book, [ENTRY | {"parts": [proof, part, part | {"name": "images"}]}])
+    with pytest.raises(RecordError, match="got nothing for X1/images by made"):
+        claims.evaluate()
+    listing(book, [ENTRY | {"parts": [proof, part | {"by": "proof"}]}])
+    with pytest.raises(RecordError, match="X1/drawn by"):
+        claims.evaluate()
+    monkeypatch.setattr(claims, "EXPERIMENTS", {"made": made(drawn=drawn, more=drawn)})
+    listing(book, [ENTRY])
+    with pytest.raises(RecordError, match="got none for X1/more by made"):
+        claims.evaluate()
+
+
+@pytest.mark.parametrize("entries", [None, 3, ["L1"], [{"id": "X1"}], [ENTRY | {"parts": [{}]}],
+                                     [{**ENTRY, "parts": [{"name": "theorem", "by": "proof"}]}]])
+def test_a_broken_list_is_refused(book: Path, entries: object) -> None:
+    listing(book, entries)
+    with pytest.raises(RecordError, match=r"claims\.yml must list claims with parts"):
+        claims.evaluate()
+
+
+def test_a_part_without_a_criterion_is_refused(book: Path) -> None:
+    proof, part = ENTRY["parts"]
+    listing(book, [ENTRY | {"parts": [proof, {**part, "criterion": None}]}])
+    with pytest.raises(RecordError, match="list every part whole, got none for X1/drawn"):
+        claims.evaluate()
 
 
 def test_claims_need_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "checkout", lambda: None)
-    with pytest.raises(records.RecordError, match="only a checkout has it"):
+    with pytest.raises(RecordError, match="only a checkout has it"):
         claims.evaluate()
     monkeypatch.delenv("COMPANION_RESULTS", raising=False)
     with pytest.raises(ValueError, match="set COMPANION_RESULTS"):
         paths.results()
 
 
-def test_unknown_profile() -> None:
-    with pytest.raises(ValueError, match="profile must be one of quick, cpu, full, got 'huge'"):
-        claims.evaluate("huge")
+@pytest.mark.parametrize("profile", ["cpu", "huge"])
+def test_unknown_profile(profile: str) -> None:
+    with pytest.raises(ValueError, match=f"profile must be one of quick, full, got '{profile}'"):
+        claims.evaluate(profile)
 
 
-def test_findings_add_up() -> None:
-    def verdict(*outcomes: str) -> str:
-        parts = {str(i): outcome for i, outcome in enumerate(outcomes)}
-        return claims.verdict_of(parts)
+def test_the_claims_of_the_papers() -> None:
+    """Every claim is listed, its chapter exists, and its links lead to labels of the book."""
+    entries = claims.listed()
+    assert [entry["id"] for entry in entries] == ["L1", "L2", "L3", "L4", "L5", "L6", "D1", "D2",
+                                                  "D3", "D4"]
+    for entry in entries:
+        assert (ROOT / f"{entry['chapter']}.md").exists()
+        for part in entry["parts"]:
+            assert part.get("links"), f"{entry['id']}/{part['name']} must have a link"
+            for target in part["links"].values():
+                page, label = target.split("#")
+                text = (ROOT / "book" / f"{page}.md").read_text()
+                named = rf"^( *name: |:label: |\(){re.escape(label)}\)?=?$"
+                assert re.search(named, text, re.MULTILINE), f"{target} must exist"
 
-    assert verdict("derived", "holds") == "derived"
-    assert verdict("holds", "holds") == "holds"
-    assert verdict("derived", "fails") == "partly"
-    assert verdict("holds", "partly") == "partly"
-    assert verdict("fails", "fails") == "fails"
+
+def test_proofs_go_through_and_are_in_the_text() -> None:
+    for key, proof in claims.PROOFS.items():
+        assert proof() is True, key
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the committed records, which may be spoiled."""
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize("profile", claims.PROFILES)
+def test_what_the_committed_records_settle(copy: Path, profile: str) -> None:
+    for claim in claims.evaluate(profile):
+        for part in claim.parts:
+            assert part.word in WORDS
+            measured = part.source is not None
+            assert measured == (part.interval is not None) == (part.word not in ("proved",
+                                                                                 "untested"))
+            assert (part.detectable is not None) == (part.word == "inconclusive")
+            assert part.what or not measured
+            if part.interval is not None:
+                assert part.interval.low <= part.interval.value <= part.interval.high
+
+
+def test_every_part_that_is_measured_loses_its_word_with_its_record(copy: Path) -> None:
+    before = {(claim.id, part.name): part for claim in claims.evaluate() for part in claim.parts}
+    names = {part.source.split("/")[0] for part in before.values() if part.source}
+    assert names
+    for name in names:
+        shutil.move(copy / name, copy / "aside")
+        after = {(claim.id, part.name): part for claim in claims.evaluate() for part in claim.parts}
+        for key, part in before.items():
+            gone = (part.source or "").startswith(f"{name}/")
+            assert after[key].word == ("untested" if gone else part.word)
+        shutil.move(copy / "aside", copy / name)
+
+
+def test_a_committed_record_that_is_altered_is_refused(copy: Path) -> None:
+    path = copy / "linear" / "full" / "provenance.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps(stated | {"table_sha256": "0" * 64}))
+    with pytest.raises(RecordError, match=r"linear.*table\.csv must have the hash"):
+        claims.evaluate("full")
+
+
+def test_nothing_but_numbers_moves_a_word(book: Path) -> None:
+    """The order of the rows and other columns settle nothing."""
+    before = settled().parts[1]
+    where = records.folder("made", "full")
+    record = records.load(where)
+    table: pd.DataFrame = record.table.iloc[::-1].assign(note="x")
+    records.save(where, table.to_dict("records"), record.provenance)
+    assert settled().parts[1].interval == before.interval

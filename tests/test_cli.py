@@ -1,5 +1,6 @@
 """The command line: what it refuses, and how."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,13 +20,13 @@ def companion(*arguments: str, results: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["run", "nope"],
-            "experiment must be one of linear, two_layer, shallow, linear_layers, "
-            "meta_optimizers, landscape_images, "
-            "depth_images, got 'nope'",
-        ),
+        (["run", "nope"],
+         "experiment must be one of linear, race, two_layer, shallow, learned_step, linear_layers, "
+         "rules, alignment, landscape_images, depth_images, got 'nope'"),
         (["run", "linear", "--profile", "big"], "profile must be one of quick, full, got 'big'"),
+        (["run", "landscape_images", "--profile", "cpu"],
+         "profile must be one of quick, full, got 'cpu'"),
+        (["verify", "--profile", "cpu"], "profile must be one of quick, full, got 'cpu'"),
         (["run", "linear", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "linear", "--workers", "two"], "Invalid value for '--workers'"),
         (["run", "linear", "--device", "tpu"], "device must be auto, cpu or cuda, got 'tpu'"),
@@ -58,12 +59,34 @@ def test_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
 def test_list_shows_what_is_on_record(tmp_path: Path) -> None:
     code, said = companion("list", results=tmp_path / "results")
     assert code == 0
-    assert "linear" in said
+    for name in ("linear", "race", "two_layer", "depth_images"):
+        assert name in said
     assert "none" in said
 
 
-@pytest.mark.parametrize("command", [[], ["list"], ["run"]])
+def test_verify_has_a_row_a_part(tmp_path: Path) -> None:
+    code, said = companion("verify", results=tmp_path / "results")
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:4]]
+            for line in said.splitlines() if line.startswith("│")]
+    assert ["L2", "zeros", "proved"] in rows
+    assert ["L2", "drawn", "untested"] in rows
+    assert len(rows) == 21
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_verify_fails_where_any_record_is_altered(tmp_path: Path, profile: str) -> None:
+    where = tmp_path / "results" / "race" / profile
+    where.mkdir(parents=True)
+    (where / "table.csv").write_text("seed\n1\n")
+    (where / "provenance.json").write_text(json.dumps({"table_sha256": "0" * 64, "key": "1"}))
+    code, said = companion("verify", results=tmp_path / "results")
+    assert code == 1
+    assert "table.csv must have the hash" in said
+
+
+@pytest.mark.parametrize("command", [[], ["list"], ["run"], ["verify"], ["data"]])
 def test_help_has_an_example(tmp_path: Path, command: list[str]) -> None:
     code, said = companion(*command, "--help", results=tmp_path)
     assert code == 0
-    assert "Example: companion" in said
+    assert f"Example: companion {' '.join(command)}" in said

@@ -1,10 +1,12 @@
-"""Sphinx extension: MathJax from its wheel, and no script that a page would fetch from
-elsewhere."""
+"""Sphinx extension: MathJax from its wheel, the records that pages link to, and no script that a
+page would fetch from elsewhere."""
 
 import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
+
+from companion import paths
 
 MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")
 
@@ -28,6 +30,13 @@ def copy_mathjax(app: Any, error: Exception | None) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def copy_records(app: Any, error: Exception | None) -> None:
+    """Put the records under results/ beside the built pages."""
+    if error is None and app.builder.format == "html":
+        shutil.copytree(paths.results(), Path(app.outdir) / "results", dirs_exist_ok=True,
+                        ignore=shutil.ignore_patterns("journal*", ".*"))
+
+
 def drop_thebe(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -41,7 +50,8 @@ def drop_thebe(
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Register both."""
+    """Register them."""
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", copy_records)
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

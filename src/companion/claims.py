@@ -1,146 +1,130 @@
-"""The claims of the two papers, and their verdicts, recomputed from records and proofs."""
+"""The claims of the two papers, a word for each part, recomputed from proofs and records."""
 
-import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from companion import errors, paths, records
-from companion.evaluation import Interval
+import yaml
 
-PROFILES = ("quick", "cpu", "full")
-VERDICTS = ("derived", "holds", "partly", "fails", "pending")
+from companion import paths
+from companion.errors import MissingRecord, RecordError
+from companion.experiments import EXPERIMENTS
+from companion.tables import Finding
+from companion.theory import depth, gaussian, landscape
+
+PROFILES = ("quick", "full")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What settles a claim: the parts of its criterion, each with its outcome, and the number that
-    decides.
+@dataclass(frozen=True, kw_only=True)
+class Part(Finding):
+    """One part of a claim: what was asked within which scope, and what was found.
 
-    ``parts`` maps each part to "derived", "holds", "partly", "fails", or "pending" where nothing
-    settles it yet.
+    ``links`` lead from a text to "page#label". ``source`` names the record, "linear/full", with its
+    ``device`` and ``date``; they are None for a proof, and for a part without a record.
     """
 
-    parts: Mapping[str, str]
-    value: float
-    interval: tuple[float, float]
-    what: str
-
-    @property
-    def verdict(self) -> str:
-        """The verdict on these parts alone."""
-        return verdict_of(self.parts)
-
-
-def verdict_of(parts: Mapping[str, str]) -> str:
-    """All parts hold: holds (derived, if all are proofs or agree with one); some: partly; none:
-    fails.
-
-    Pending, as long as a part is.
-    """
-    outcomes = set(parts.values())
-    if "pending" in outcomes:
-        return "pending"
-    if outcomes <= {"derived", "holds"}:
-        return "derived" if "derived" in outcomes else "holds"
-    return "fails" if outcomes == {"fails"} else "partly"
-
-
-def all_or_some(outcomes: Iterable[bool]) -> str:
-    """The outcome of a part that is asked of several cases: "holds" in all, "partly" in some,
-    "fails" in none."""
-    found = list(outcomes)
-    return "holds" if all(found) else "partly" if any(found) else "fails"
+    name: str
+    scope: str
+    criterion: str
+    links: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    device: str | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the ledger. ``value``, ``interval``, ``what`` and ``source`` are None where the
-    claim is pending."""
+    """A claim; ``value``, ``interval`` and ``source`` are of its first part that has a number."""
 
     id: str
+    paper: str
     statement: str
-    criterion: str
-    verdict: str
+    chapter: str
+    parts: tuple[Part, ...]
     value: float | None = None
     interval: tuple[float, float] | None = None
-    what: str | None = None
-    parts: Mapping[str, str] | None = None
     source: str | None = None
-    device: str | None = None
-    date: str | None = None
-    chapter: str | None = None
 
     @property
-    def numbers(self) -> tuple[str, str]:
-        """Value and interval as texts, to the digits that the interval allows; empty where
-        pending."""
-        if self.value is None or self.interval is None:
-            return "", ""
-        return Interval(self.value, *self.interval).texts
+    def verdict(self) -> str:
+        """The words of the parts in their order; one word that all share stands once."""
+        words = [part.word for part in self.parts]
+        return words[0] if len(set(words)) == 1 else ", ".join(words)
+
+
+@cache
+def _identity() -> bool:
+    return all(residual.is_zero_matrix for sizes in ((2, 3, 2), (2,) * 4)
+               for residual in depth.update_residuals(sizes))
+
+
+PROOFS: Mapping[str, Callable[[], bool]] = {
+    "L1/mixture": lambda: all(gaussian.proofs().values()) and landscape.proofs()["gap"],
+    "L2/zeros": lambda: landscape.proofs()["gap"] and landscape.proofs()["zeros"],
+    "L3/limit": lambda: landscape.proofs()["limit"] and landscape.proofs()["monotone"],
+    "D4/identity": _identity,
+}
 
 
 def listed() -> list[dict[str, Any]]:
-    """The entries of claims.yml; RecordError where it is missing or not a list of claims."""
+    """The entries of claims.yml; RecordError where it is missing or not whole, or where its parts
+    are not those that proofs and experiments settle."""
     root = paths.checkout()
-    path = root / "claims.yml" if root else None
-    if path is None or not path.exists():
-        raise errors.RecordError(
-            "claims.yml must be at hand, got an installed package; only a checkout has it"
-        )
-    import yaml  # only here: an experiment settles its claims without it
-
-    entries = yaml.safe_load(path.read_text())
-    if not isinstance(entries, list) or not all(
-        {"id", "statement", "criterion"} <= set(entry) for entry in entries
-    ):
-        raise errors.RecordError(
-            f"{path} must list claims with id, statement and criterion; restore it"
-        )
+    if root is None or not (root / "claims.yml").exists():
+        raise RecordError("claims.yml must be at hand, got an installed package; only a checkout "
+                          "has it")
+    entries: list[dict[str, Any]] = yaml.safe_load((root / "claims.yml").read_text())
+    try:
+        asked = {(f"{entry['id']}/{part['name']}", part["by"]) for entry in entries
+                 for part in entry["parts"] if part["scope"] and part["criterion"]
+                 and entry["paper"] and entry["statement"] and entry["chapter"]}
+    except (TypeError, KeyError) as error:
+        raise RecordError(f"claims.yml must list claims with parts, got {error!r}") from error
+    known = {(key, "proof") for key in PROOFS}
+    known |= {(key, name) for name, one in EXPERIMENTS.items() for key in one.findings}
+    for key, by in sorted(asked ^ known):
+        must, state = (("list every part whole", "none") if (key, by) in known else
+                       ("name what settles a part", "nothing"))
+        raise RecordError(f"claims.yml must {must}, got {state} for {key} by {by}; make them agree")
     return entries
 
 
 def evaluate(profile: str = "full") -> list[Verdict]:
-    """The verdict on every claim of claims.yml from the records of ``profile``: "quick", "cpu" or
-    "full".
+    """The verdict on every claim of claims.yml, from proofs and the records of ``profile``.
 
-    For "cpu" an experiment that has no such profile gives its full record. A claim that nothing
-    settles yet is pending, and so is a part whose record is missing.
+    A part without a record is untested, and so is one whose proof does not go through.
 
     Raises:
-        ValueError: an unknown profile.
-        RecordError: a record has been altered, or belongs to an earlier config.
+        ValueError: a profile other than "quick" and "full".
+        RecordError: a record has been altered or is of an earlier config; claims.yml is not whole.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    return [_settle(entry, profile) for entry in listed()]
+    return [_verdict(entry, profile) for entry in listed()]
 
 
-def _settle(entry: dict[str, Any], profile: str) -> Verdict:
-    """The parts that each function of ``settled_by`` finds, together; the numbers are those of the
-    first."""
-    told = {name: entry[name] for name in ("id", "statement", "criterion")} | {
-        "chapter": entry.get("chapter")
-    }
-    parts: dict[str, str] = {}
-    findings: list[tuple[Finding, str, records.Record]] = []
-    for name in entry.get("settled_by", ()):
-        module, function = name.split(":")
-        found = importlib.import_module(module)
-        settle: Callable[[records.Record], Finding] = getattr(found, function)
-        own = "full" if profile == "cpu" and "cpu" not in found.EXPERIMENT.profiles else profile
-        source = f"{found.EXPERIMENT.name}/{own}"
-        try:
-            record = found.EXPERIMENT.load(own)
-        except errors.MissingRecord:
-            parts[source] = "pending"
-        else:
-            findings.append((settle(record), source, record))
-            parts |= findings[-1][0].parts
-    if not findings:
-        return Verdict(**told, verdict="pending")
-    finding, _, record = findings[0]
-    return Verdict(**told, verdict=verdict_of(parts), value=finding.value,
-                   interval=finding.interval, what=finding.what, parts=parts,
-                   source=", ".join(source for _, source, _ in findings),
-                   device=record.provenance["device"], date=record.provenance["started"][:10])
+def _verdict(entry: Mapping[str, Any], profile: str) -> Verdict:
+    asked = {name: entry[name] for name in ("id", "paper", "statement", "chapter")}
+    parts = tuple(_settle(f"{entry['id']}/{part['name']}", part, profile)
+                  for part in entry["parts"])
+    for part in parts:
+        if part.interval is not None:
+            return Verdict(**asked, parts=parts, value=part.interval.value, source=part.source,
+                           interval=(part.interval.low, part.interval.high))
+    return Verdict(**asked, parts=parts)
+
+
+def _settle(key: str, entry: Mapping[str, Any], profile: str) -> Part:
+    asked = {name: entry[name] for name in ("name", "scope", "criterion")}
+    asked["links"] = entry.get("links", {})
+    if entry["by"] == "proof":
+        return Part("proved" if PROOFS[key]() else "untested", **asked)
+    experiment = EXPERIMENTS[entry["by"]]
+    try:
+        record = experiment.load(profile)
+    except MissingRecord:
+        return Part("untested", **asked)
+    return Part(**vars(experiment.findings[key](record)), **asked,
+                source=f"{experiment.name}/{profile}", device=record.provenance["device"],
+                date=record.provenance["started"][:10])

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from companion import claims, errors, experiments, paths, records
+from companion import claims, errors, experiments, paths, records, runs
 
 app = typer.Typer(
     add_completion=False,
@@ -25,8 +25,7 @@ app = typer.Typer(
 def show() -> None:
     """Print a table of the experiments."""
     table = Table("experiment", "profile", "points", "record", "purpose")
-    for name in experiments.NAMES:
-        experiment = experiments.get(name)
+    for name, experiment in experiments.EXPERIMENTS.items():
         for profile, config in experiment.profiles.items():
             try:
                 provenance = experiment.load(profile).provenance
@@ -41,51 +40,44 @@ def show() -> None:
 
 
 @app.command("verify",
-             help="Check every record and recompute every verdict. Example: companion verify")
-def verify(
-    profile: Annotated[str, typer.Option(help="whose verdicts: quick or full")] = "full",
-) -> None:
-    """Print the ledger of a profile; fails where any record, of any profile, has been altered."""
-    for name in experiments.NAMES:
-        for each in experiments.get(name).profiles:
+             help="Check every record and settle every claim anew. Example: companion verify")
+def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full") -> None:
+    """Print a row for every part of a claim; fails where any record of any profile is altered."""
+    for experiment in experiments.EXPERIMENTS.values():
+        for each in experiment.profiles:
             with suppress(errors.MissingRecord):
-                experiments.get(name).load(each)
-    table = Table("claim", "verdict", "value", "95 %", "of what", "from")
+                experiment.load(each)
+    table = Table("claim", "part", "verdict", "value", "95 %", "of what", "from")
     for claim in claims.evaluate(profile):
-        table.add_row(claim.id, claim.verdict, *claim.numbers, claim.what or "", claim.source or "")
+        for part in claim.parts:
+            numbers = part.interval.texts if part.interval else ("", "")
+            table.add_row(claim.id, part.name, part.word, *numbers, part.what, part.source or "")
     Console().print(table)
 
 
-@app.command(
-    "run",
-    help="Run one experiment to a whole record. Example: companion run linear --profile full "
-         "--workers 2",
-)
+@app.command("run",
+             help="Run one experiment to a whole record. Example: companion run linear "
+                  "--profile full --workers 2")
 def run(name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
         profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
         device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-        workers: Annotated[
-            int | None, typer.Option(help="local processes; by default the points run in this one")
-        ] = None,
+        workers: Annotated[int | None, typer.Option(help="local processes; by default this one")
+                           ] = None,
         scheduler: Annotated[str | None,
                              typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
-        fresh: Annotated[
-            bool, typer.Option("--fresh", help="compute everything anew, replace the record")
-        ] = False) -> None:
+        fresh: Annotated[bool, typer.Option("--fresh", help="measure everything anew, replace the "
+                                            "record")] = False) -> None:
     """Run, and say where the record is."""
-    experiment = experiments.get(name)
-    experiments.run(experiment, profile, device=device, workers=workers, scheduler=scheduler,
-                    fresh=fresh, progress=sys.stderr.isatty())
+    runs.run(experiments.get(name), profile, device=device, workers=workers, scheduler=scheduler,
+             fresh=fresh, progress=sys.stderr.isatty())
     print(f"The record is at {records.folder(name, profile)}")
 
 
-@app.command(
-    "data",
-    help="Fetch or find the images of a source and check them. Example: companion data omniglot",
-)
-def data(
-    name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, fc100 or mini_imagenet")],
-) -> None:
+@app.command("data",
+             help="Fetch or find the images of a source and check them. Example: companion data "
+                  "omniglot")
+def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, fc100 or "
+                                             "mini_imagenet")]) -> None:
     """Say what is there, after fetching it if need be."""
     from companion.tasks import downloads  # only here: the other commands need no images
 
@@ -102,13 +94,11 @@ def main() -> None:
     the run was."""
     try:
         app()
-    except errors.RecordError as error:
+    except (errors.RecordError, runs.Unfinished) as error:
         sys.exit(f"companion: {error}")
     except ValueError as error:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)
-    except experiments.Unfinished as error:
-        sys.exit(f"companion: {error}")
     except BrokenExecutor:
         sys.exit(
             "companion: a worker process was lost; finished points are kept, run again to go on"

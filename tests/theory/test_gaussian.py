@@ -152,3 +152,12 @@ BAD = [
 def test_bad_input(message: str, call) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_proofs_see_a_moment_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert g.proofs() == {"step": True, "gap": True}
+    whole = g.wick
+    monkeypatch.setattr(g, "wick", lambda covariance, indices: (
+        whole(covariance, indices) - covariance[indices[0], indices[2]]
+        * covariance[indices[1], indices[3]]))
+    assert g.proofs.__wrapped__() == {"step": False, "gap": True}

@@ -7,6 +7,7 @@ batches of (w+ - w*).S (w+ - w*)/2. Derived in book/landscape/setting.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import sympy as sp
@@ -56,6 +57,32 @@ def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.
         return inverse_support * same + (1 - inverse_support) * apart
 
     return sp.Matrix(d, d, entry)
+
+
+@cache
+def proofs() -> dict[str, bool]:
+    """Theorems of book/landscape, gone through by SymPy: name -> whether it went through.
+
+    ``step``: Q from Wick's theorem, any covariance (in two dimensions). ``gap``: F(w) - F(w_MAML)
+    is half the squared distance in E[Q] for every w, two tasks of any Q and optima.
+    """
+    alpha, u = sp.symbols("alpha u", positive=True)
+
+    def symmetric(name: str) -> sp.Matrix:
+        return sp.Matrix(2, 2, lambda i, j: sp.Symbol(f"{name}{min(i, j)}{max(i, j)}"))
+
+    def square(vector: sp.Matrix, metric: sp.Matrix) -> sp.Expr:
+        return (vector.T * metric * vector)[0] / 2
+
+    s, eye = symmetric("s"), sp.eye(2)
+    q = (eye - alpha * s) * s * (eye - alpha * s) + alpha**2 * u * ((s * s).trace() * s + s**3)
+    step = s - 2 * alpha * s * s + alpha**2 * gram_sandwich(s, s, u) - q
+    easy, hard, p = symmetric("e"), symmetric("h"), sp.Symbol("p")
+    w, best, one = (sp.Matrix(sp.symbols(f"{name}:2")) for name in ("w", "b", "o"))
+    other = best + (1 - p) / p * hard.inv() * easy * (best - one)  # so that best is w_MAML
+    risk = [(1 - p) * square(at - one, easy) + p * square(at - other, hard) for at in (w, best)]
+    gap = risk[0] - risk[1] - square(w - best, (1 - p) * easy + p * hard)
+    return {"step": step.expand() == sp.zeros(2, 2), "gap": sp.cancel(gap) == 0}
 
 
 def check_covariance(name: str, value: ArrayLike) -> Array:

@@ -1,0 +1,110 @@
+"""What a chapter tells its reader: numbers, tables, verdicts, and where a record is from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from numbers import Integral
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+
+from companion import claims, figures
+from companion.checks import require
+from companion.claims import Part
+from companion.evaluation import Estimate, Interval
+from companion.records import Record
+
+
+def tell(**numbers: Any) -> None:
+    """Glue numbers under their names: floats to six digits, intervals and estimates as texts."""
+    from myst_nb import glue  # only here: only a chapter needs it
+
+    for name, value in numbers.items():
+        if isinstance(value, Interval | Estimate):
+            value = plus_minus(value)
+        elif not isinstance(value, str):
+            value = int(value) if isinstance(value, Integral) else float(f"{float(value):.6g}")
+        glue(name, value, display=False)
+
+
+def plus_minus(number: Interval | Estimate) -> str:
+    """A number with its 95 % interval, or with its standard error, to the digits it allows."""
+    return str(number)
+
+
+def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
+          text: Callable[[Mapping[Any, Any]], object] = lambda row: Interval(
+              row["value"], row["low"], row["high"]),
+          names: Mapping[Any, str] | None = None) -> HTML:
+    """A tidy frame as a table: a line for each of ``index``, a column for each value of
+    ``columns``, in order of appearance; ValueError for two rows of one cell.
+
+    ``text`` makes a cell from a row, by default its interval; ``names`` rename columns and values.
+    """
+    require(not rows.duplicated([*index, columns]).any(), "rows", "be one a cell",
+            f"several alike in {[*index, columns]}", "filter them, or name more columns in index")
+    lines: dict[tuple[Any, ...], dict[Any, object]] = {}
+    for row in rows.to_dict("records"):
+        lines.setdefault(tuple(row[key] for key in index), {})[row[columns]] = text(row)
+
+    def named(value: Any) -> str:
+        return (names or {}).get(value, f"{value:g}" if isinstance(value, float) else str(value))
+
+    table = {named(key): [named(line[i]) for line in lines] for i, key in enumerate(index)}
+    return figures.table(table | {named(head): [line.get(head, "") for line in lines.values()]
+                                  for head in rows[columns].unique()})
+
+
+def provenance(record: Record) -> str:
+    """One line: date, device, processor, threads, seeds and minutes of a record."""
+    origin, seeds = record.provenance, record.table.get("seed")
+    told = [] if seeds is None else [f"seeds: {seeds.nunique()}"]
+    return ", ".join([origin["started"][:10], origin["device"], origin["processor"],
+                      f"threads: {origin['threads']}", *told, f"{origin['seconds'] / 60:.1f} min"])
+
+
+def verdict(ident: str, profile: str = "full") -> HTML:
+    """The box of one claim: its statement, and of every part the criterion, word and numbers;
+    ValueError for an unknown claim or profile."""
+    every = {claim.id: claim for claim in claims.evaluate(profile)}
+    require(ident in every, "ident", f"be one of {', '.join(every)}", repr(ident), "see claims.yml")
+    items = "".join(f"<li>{_asked(part)}<br><em>Criterion:</em> {escape(part.criterion)}<br>"
+                    f"{_outcome(part)}</li>" for part in every[ident].parts)
+    return HTML('<div class="admonition claim"><p class="admonition-title">Claim '
+                f"{ident}: {escape(every[ident].statement)}</p><ul>{items}</ul></div>")
+
+
+def ledger() -> HTML:
+    """A card for every claim: each part in full beside quick, with links from the page book/ledger
+    to theorems, figures and records."""
+    return HTML("".join(
+        f'<section class="claim-card" id="claim-{full.id.lower()}"><h3>{full.id}</h3><p>'
+        f'{escape(full.statement)} <a href="{full.chapter.removeprefix("book/")}.html">Chapter</a>'
+        f'</p>{"".join(map(_row, full.parts, quick.parts))}</section>'
+        for full, quick in zip(claims.evaluate("full"), claims.evaluate("quick"), strict=True)))
+
+
+def _row(full: Part, quick: Part) -> str:
+    links = {target.replace("#", ".html#"): text for text, target in full.links.items()}
+    links |= {f"../results/{part.source}/provenance.json": f"Record: {part.source}, {part.date}, "
+              f"{part.device}" for part in (full, quick) if part.source}
+    told = " · ".join(f'<a href="{target}">{escape(text)}</a>' for target, text in links.items())
+    return (f'<div class="claim-part"><div>{_asked(full)}<details><summary>criterion of '
+            f"{escape(full.name)}</summary>{escape(full.criterion)}</details></div>"
+            f"<div><em>full:</em> {_outcome(full)}</div><div><em>quick:</em> {_outcome(quick)}"
+            f'</div><p class="links">{told}</p></div>')
+
+
+def _asked(part: Part) -> str:
+    return f'<strong>{escape(part.name)}</strong> <span class="scope">({escape(part.scope)})</span>'
+
+
+def _outcome(part: Part) -> str:
+    """The word of a part, its number, its cases where they differ, and what would have shown."""
+    told = [f"{part.what}: {plus_minus(part.interval)}"] if part.interval else []
+    words = dict.fromkeys(part.cases.values())
+    told += [f"{word}: {'; '.join(case for case in part.cases if part.cases[case] == word)}"
+             for word in words if len(words) > 1]
+    if part.detectable is not None:
+        told.append(f"An effect of {part.detectable:.2g} would have been seen with 80 % power")
+    return f'<span class="word {part.word}">{part.word}</span> {"<br>".join(map(escape, told))}'

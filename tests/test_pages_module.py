@@ -1,0 +1,151 @@
+"""What chapters tell: glued numbers, tables of tidy frames, boxes of claims, and their colours."""
+
+import re
+from pathlib import Path
+
+import myst_nb
+import numpy as np
+import pandas as pd
+import pytest
+
+from companion import claims, pages
+from companion.evaluation import Estimate, Interval
+from companion.records import Record
+from companion.tables import WORDS, Finding
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def claim(*found: Finding, ident: str = "D1") -> claims.Verdict:
+    parts = tuple(claims.Part(**vars(one), name=f"part {i}", scope="any <x>",
+                              criterion=f"criterion {i}.", links={"Theorem": "depth/x#thm-x"},
+                              source="made/full" if one.interval else None, device="cpu",
+                              date="2026-01-02")
+                  for i, one in enumerate(found))
+    return claims.Verdict(ident, "D", "Depth <helps>.", "book/depth/shallow", parts)
+
+
+PROVED = Finding("proved")
+MIXED = Finding("mixed", Interval(1.2345, 1.1, 1.4), "ratio, weakest (b)",
+                {"a": "supported", "b": "contradicted"})
+UNCLEAR = Finding("inconclusive", Interval(1.0, 0.9, 1.1), "ratio", {"a": "inconclusive"}, 0.1429)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger of two claims, the second of which has not been run in full."""
+    def evaluate(profile: str) -> list[claims.Verdict]:
+        second = (Finding("untested"),) if profile == "full" else (UNCLEAR,)
+        return [claim(PROVED, MIXED), claim(*second, ident="D2")]
+
+    monkeypatch.setattr(claims, "evaluate", evaluate)
+
+
+def test_tell_glues_what_a_page_can_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    glued = {}
+    monkeypatch.setattr(myst_nb, "glue",
+                        lambda name, value, display: glued.update({name: (value, display)}))
+    pages.tell(gap=np.float64(1.23456789), low=np.float32(0.1), count=np.int64(3),
+               huge=123456789, word="mixed", interval=Interval(1.2345, 1.1, 1.4),
+               error=Estimate(4.33681, 0.0123, 9))
+    assert glued == {"gap": (1.23457, False), "low": (0.1, False), "count": (3, False),
+                     "huge": (123456789, False), "word": ("mixed", False),
+                     "interval": ("1.234 [1.100, 1.400]", False), "error": ("4.337 ± 0.012", False)}
+    assert [type(glued[name][0]) for name in ("gap", "low", "count")] == [float, float, int]
+
+
+def cells(html: str) -> list[list[str]]:
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)
+            for line in re.findall(r"<tr.*?>(.*?)</tr>", html, re.DOTALL)]
+
+
+FRAME = pd.DataFrame([{"kind": "b", "steps": 5, "model": "deep", "value": 2.0, "low": 1.0,
+                       "high": 3.0},
+                      {"kind": "b", "steps": 5, "model": "plain", "value": 4.0, "low": 3.5,
+                       "high": 4.5},
+                      {"kind": "a", "steps": 1, "model": "deep", "value": 6.0, "low": 5.5,
+                       "high": 6.5}])
+
+
+def test_pivot_has_a_line_an_index_and_a_column_a_value() -> None:
+    found = cells(pages.pivot(FRAME, ["kind", "steps"], "model",
+                              names={"kind": "tasks", "b": "boundaries", "plain": "MAML"}).data)
+    assert found == [["tasks", "steps", "deep", "MAML"],
+                     ["boundaries", "5", "2.00 [1.00, 3.00]", "4.00 [3.50, 4.50]"],
+                     ["a", "1", "6.00 [5.50, 6.50]", ""]]
+
+
+def test_pivot_with_texts_of_ones_own() -> None:
+    rows = FRAME.assign(steps=FRAME["steps"] / 10)
+    found = cells(pages.pivot(rows, ["kind", "steps"], "model",
+                              lambda row: f"{row['value']:.0f} < 9").data)
+    assert found[1] == ["b", "0.5", "2 &lt; 9", "4 &lt; 9"]
+
+
+def test_pivot_refuses_two_rows_of_one_cell() -> None:
+    with pytest.raises(ValueError, match=r"rows must be one a cell, got several alike in "
+                                         r"\['kind', 'model'\]"):
+        pages.pivot(pd.concat([FRAME, FRAME]), ["kind"], "model")
+
+
+def test_provenance_is_one_line() -> None:
+    origin = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processor": "A CPU",
+              "threads": 1, "seconds": 93.0}
+    line = pages.provenance(Record(pd.DataFrame({"seed": [3, 4, 3]}), origin))
+    assert line == "2026-01-02, cpu, A CPU, threads: 1, seeds: 2, 1.6 min"
+    line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2}))
+    assert line == "2026-01-02, cpu, A CPU, threads: 2, 1.6 min"
+
+
+def test_the_box_of_a_claim(shown: None) -> None:
+    html = pages.verdict("D1").data
+    assert html.startswith('<div class="admonition claim">')
+    assert "Claim D1: Depth &lt;helps&gt;." in html
+    assert "(any &lt;x&gt;)" in html
+    first, second = re.findall("<li>(.*?)</li>", html)
+    assert "criterion 0." in first
+    assert '<span class="word proved">proved</span>' in first
+    assert "criterion 1." in second
+    assert "ratio, weakest (b): 1.234 [1.100, 1.400]<br>supported: a<br>contradicted: b" in second
+    assert "80 % power" not in html
+    unclear = pages.verdict("D2", "quick").data
+    assert "ratio: 1.000 [0.900, 1.100]<br>An effect of 0.14 would have been seen with" in unclear
+    assert "inconclusive: a" not in unclear  # cases that agree need no list
+
+
+def test_an_unknown_claim(shown: None) -> None:
+    with pytest.raises(ValueError, match="ident must be one of D1, D2, got 'D9'"):
+        pages.verdict("D9")
+
+
+def test_the_ledger_has_a_card_a_claim(shown: None) -> None:
+    html = pages.ledger().data
+    assert re.findall('<section class="claim-card" id="(.*?)">', html) == ["claim-d1", "claim-d2"]
+    _, one, two = html.split("<section")
+    assert one.count('class="claim-part"') == 2
+    assert one.count("<em>full:</em>") == one.count("<em>quick:</em>") == 2
+    assert 'href="depth/shallow.html"' in one
+    assert 'href="depth/x.html#thm-x"' in one
+    assert 'href="../results/made/full/provenance.json"' in one
+    assert "True" not in html
+    assert 'word untested">untested' in two
+    assert 'word inconclusive">inconclusive' in two
+
+
+def luminance(colour: str) -> float:
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", ["html", 'html[data-theme="dark"]'])
+def test_the_colours_of_the_words_have_contrast(theme: str) -> None:
+    """WCAG 2.1: 4.5 to 1 for text, on the ground that a word has in that theme."""
+    css = (ROOT / "book" / "static" / "book.css").read_text()
+    (block,) = re.findall(rf"^{re.escape(theme)} {{(.*--word-ground.*)}}$", css, re.MULTILINE)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    ground = luminance(colours.pop("word-ground"))
+    assert set(colours) == set(WORDS)
+    for word, colour in colours.items():
+        pair = sorted([luminance(colour), ground])
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, word
