@@ -11,7 +11,8 @@ from companion import paths
 from companion.errors import MissingRecord, RecordError
 from companion.experiments import EXPERIMENTS
 from companion.tables import Finding
-from companion.theory import depth, gaussian, landscape
+from companion.theory import depth, gaussian
+from companion.theory import landscape_proofs as landscape
 
 PROFILES = ("quick", "full")
 
