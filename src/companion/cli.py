@@ -84,9 +84,8 @@ def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, f
     source = downloads.locate(name, progress=sys.stderr.isatty())
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
     where = "drawn" if name == "glyphs" else f"under {paths.data()}"
-    print(
-        f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {where}"
-    )
+    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), "
+          f"{where}")
 
 
 def main() -> None:
@@ -100,6 +99,5 @@ def main() -> None:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenExecutor:
-        sys.exit(
-            "companion: a worker process was lost; finished points are kept, run again to go on"
-        )
+        sys.exit("companion: a worker process was lost; finished points are kept, run again to go "
+                 "on")

@@ -127,29 +127,25 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         MissingRecord: there is none.
         RecordError: a file is missing, truncated or altered, or the key is another.
     """
-    remedy = (
-        "restore it from version control, or make the record again with `companion run ... --fresh`"
-    )
+    remedy = ("restore it from version control, or make the record again with `companion run ... "
+              "--fresh`")
     found = [name for name in (TABLE, PROVENANCE) if (where / name).exists()]
     if not found:
         raise MissingRecord(f"{where} must hold a record, got none; make it with `companion run`")
     if len(found) == 1:
-        raise RecordError(
-            f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; {remedy}"
-        )
+        raise RecordError(f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; "
+                          f"{remedy}")
     with naming(where, "read"):
         table, text = (where / TABLE).read_bytes(), (where / PROVENANCE).read_bytes()
     try:
         provenance = json.loads(text)
         stated, made_with = provenance["table_sha256"], str(provenance.get("key"))
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(
-            f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; {remedy}"
-        ) from error
+        raise RecordError(f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; "
+                          f"{remedy}") from error
     if _sha256(table) != stated:
-        raise RecordError(
-            f"{where / TABLE} must have the hash that its provenance states, got another; {remedy}"
-        )
+        raise RecordError(f"{where / TABLE} must have the hash that its provenance states, got "
+                          f"another; {remedy}")
     if expected is not None and made_with != expected:
         raise RecordError(
             f"{where / PROVENANCE} must be of key {expected[:12]}, got {made_with[:12]}: "

@@ -71,15 +71,13 @@ def executor(
         try:
             from distributed import Client
         except ImportError as error:
-            raise ValueError(
-                "a scheduler needs Dask, got none installed; pip install 'dask[distributed]'"
-            ) from error
+            raise ValueError("a scheduler needs Dask, got none installed; pip install "
+                             "'dask[distributed]'") from error
         try:
             client = Client(scheduler, timeout=8)
         except (OSError, TimeoutError, ValueError) as error:
-            raise ValueError(
-                f"scheduler must be a running Dask scheduler, got {scheduler}; start it first"
-            ) from error
+            raise ValueError(f"scheduler must be a running Dask scheduler, got {scheduler}; start "
+                             f"it first") from error
         with client, client.get_executor(pure=False) as pool:
             yield pool, PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     elif workers is not None:

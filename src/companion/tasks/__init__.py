@@ -1,6 +1,6 @@
 """Tasks, and the tasks of many runs at once. The modules below say where they come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from companion.adaptation import Loss
 from companion.nets import Apply
+from companion.streams import normals
 
 
 class Task(NamedTuple):
@@ -44,7 +45,7 @@ class Fleet:
     seeds: tuple[int, ...]
     settings: tuple[Any, ...]
     alpha: torch.Tensor
-    draw: Callable[["Fleet", str, int, int], Callable[[int], Any]]
+    draw: "Draw"
     make: Callable[..., Task]
     loss: Callable[[Apply], Loss]
     classes: bool = False
@@ -65,3 +66,22 @@ class Fleet:
         """The settings of one run, on the CPU."""
         taken: tuple[Any, ...] = tree_map(lambda leaf: leaf[index].cpu(), self.settings)
         return taken
+
+
+Draw = Callable[[Fleet, str, int, int], Callable[[int], Any]]
+
+
+def normal_draws(shapes: Callable[[int, int], dict[str, tuple[int, ...]]]) -> Draw:
+    """The ``draw`` of a fleet whose tasks are made from standard normals of the ``shapes`` that a
+    number of tasks and of samples to score on need."""
+
+    def draw(fleet: Fleet, purpose: str, tasks: int, query: int) -> Callable[[int], Any]:
+        return normals(fleet.seeds, f"{fleet.name}/{purpose}", shapes(tasks, query),
+                       device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
+
+    return draw
+
+
+def stacked(families: Sequence[Any], device: str) -> Any:
+    """Trees of tensors, one a run, as one tree [run, ...]."""
+    return tree_map(lambda *leaves: torch.stack(leaves).to(device), *families)

@@ -110,9 +110,8 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
                 "hard episodes need them")
         own = groups[(uniform(episodes) * len(groups)).long().clamp(max=len(groups) - 1)]
         hard = uniform(episodes) < hard_fraction
-        rank = rank - (hard[:, None] & (of.group != own[:, None])).to(
-            rank.dtype
-        )  # below every class of the group
+        # below every class of the group
+        rank = rank - (hard[:, None] & (of.group != own[:, None])).to(rank.dtype)
     chosen = rank.topk(ways, dim=1).indices  # in random order: the labels are permuted
     count = of.sizes[chosen]
     order = uniform(episodes, ways, int(of.sizes.max()))

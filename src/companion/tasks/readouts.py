@@ -8,19 +8,18 @@ where it is positive). Everything but :func:`readout_fleet` is for one task.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from companion.adaptation import Loss
 from companion.checks import at_least, real, require
 from companion.losses import cross_entropy, logistic, squared_error
 from companion.nets import Apply
-from companion.streams import normals, torch_stream
-from companion.tasks import Fleet, Task
+from companion.streams import torch_stream
+from companion.tasks import Fleet, Task, normal_draws, stacked
 
 KINDS = ("regression", "boundaries")
 
@@ -61,8 +60,8 @@ class Readout(NamedTuple):
 
 
 def readout(generator: torch.Generator, *, scales: Sequence[float], outputs: int = 1,
-           turned: bool = True, correlation: float = 0.0, noise: float = 0.0, hidden: int = 0,
-           dtype: torch.dtype = torch.float64) -> Readout:
+            turned: bool = True, correlation: float = 0.0, noise: float = 0.0, hidden: int = 0,
+            dtype: torch.dtype = torch.float64) -> Readout:
     """A family whose inputs have the standard deviations ``scales`` [dim] along random axes.
 
     Args:
@@ -88,18 +87,14 @@ def readout(generator: torch.Generator, *, scales: Sequence[float], outputs: int
             "0 for independent outputs")
     at_least("noise", noise, 0, "noise is a standard deviation")
     at_least("hidden", hidden, 0, "0 for labels linear in x", whole=True)
-    dim, here = len(scales), generator.device
-    axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator, device=here, dtype=dtype))[0]
-    axes = axes if turned else torch.eye(dim, device=here, dtype=dtype)
-    root = axes * torch.tensor(scales, device=here, dtype=dtype)
-    alike = torch.full((outputs, outputs), correlation, device=here, dtype=dtype)
-    output_root = torch.linalg.cholesky(
-        alike + (1 - correlation) * torch.eye(outputs, device=here, dtype=dtype)
-    )
-    features = torch.randn(hidden, dim, generator=generator, device=here, dtype=dtype) / math.sqrt(
-        dim
-    )
-    return Readout(root, output_root, torch.tensor(noise, device=here, dtype=dtype), features)
+    dim = len(scales)
+    here: dict[str, Any] = {"device": generator.device, "dtype": dtype}
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator, **here))[0]
+    root = (axes if turned else torch.eye(dim, **here)) * torch.tensor(scales, **here)
+    alike = torch.full((outputs, outputs), correlation, **here)
+    output_root = torch.linalg.cholesky(alike + (1 - correlation) * torch.eye(outputs, **here))
+    features = torch.randn(hidden, dim, generator=generator, **here) / math.sqrt(dim)
+    return Readout(root, output_root, torch.tensor(noise, **here), features)
 
 
 def spread(dim: int, least: float, most: float, inputs: str = "spread") -> tuple[float, ...]:
@@ -152,9 +147,8 @@ def task(of: Readout, normal: dict[str, torch.Tensor], kind: str, support: int, 
     x, values = x[:support], [outputs(of, normal, inputs) for inputs in (x[:support], query)]
     if kind == "boundaries":
         one = values[0].shape[-1] == 1
-        y, query_y = (
-            (value[:, 0] > 0).to(x.dtype) if one else value.argmax(-1) for value in values
-        )
+        y, query_y = ((value[:, 0] > 0).to(x.dtype) if one else value.argmax(-1)
+                      for value in values)
         return Task((x, y), (query, query_y))
     values[0] = values[0] + of.noise * normal["noise"][:support]
     y, query_y = (value.squeeze(-1) if value.shape[-1] == 1 else value for value in values)
@@ -175,14 +169,10 @@ def readout_fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Seque
         top = max(options["scales"]) ** 2 * (1 if kind == "regression" else 0.25)
         families += [readout(torch_stream(seed, "synthetic/family"), **options) for seed in seeds]
         alphas += [setting["alpha"] / top] * len(seeds)
-    stacked: Readout = tree_map(lambda *leaves: torch.stack(leaves).to(device), *families)
-    exact = kind == "regression" and stacked.linear
-
-    def draw(fleet: Fleet, purpose: str, tasks: int,
-             query: int) -> Callable[[int], dict[str, torch.Tensor]]:
-        return normals(fleet.seeds, f"{fleet.name}/{purpose}",
-                       shapes(stacked, tasks, support + (0 if exact else query)),
-                       device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
+    every: Readout = stacked(families, device)
+    exact = kind == "regression" and every.linear
+    draw = normal_draws(lambda tasks, query: shapes(every, tasks,
+                                                    support + (0 if exact else query)))
 
     def make(normal: dict[str, torch.Tensor], family: Readout) -> Task:
         return task(family, normal, kind, support, exact=exact)
@@ -190,8 +180,8 @@ def readout_fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Seque
     def loss(apply: Apply) -> Loss:
         if kind == "regression":
             return squared_error(apply)
-        return logistic(apply) if stacked.output_root.shape[-1] == 1 else cross_entropy(apply)
+        return logistic(apply) if every.output_root.shape[-1] == 1 else cross_entropy(apply)
 
-    return Fleet("synthetic", tuple(seeds) * len(settings), (stacked,),
+    return Fleet("synthetic", tuple(seeds) * len(settings), (every,),
                  torch.tensor(alphas, dtype=torch.float64, device=device), draw, make, loss,
                  classes=kind == "boundaries")

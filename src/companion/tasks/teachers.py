@@ -1,27 +1,26 @@
 """Teacher-student tasks for two-layer networks: the label is a teacher's output, one teacher a
 task.
 
-A family has two groups, easy (0) and hard (1). It is a named tuple of tensors, so that a fleet of
-families is one with a leading run axis. Everything below is for one task; batch it with
-``torch.func.vmap``.
+A family has two groups, easy (0) and hard (1). Near its teacher a task's loss is
+(W - T).H (W - T)/2 with H = E[phi phi^T], phi = df/dW: its spectrum is how fast gradient descent
+solves the task, its hardness. Everything but :func:`teacher_fleet` is for one task.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
 
 from companion.adaptation import Loss
 from companion.checks import at_least, require
 from companion.losses import squared_error
 from companion.nets import Apply, two_layer
 from companion.streams import normals, torch_stream
-from companion.tasks import Fleet, Task
+from companion.tasks import Fleet, Task, normal_draws, stacked
 from companion.theory.kernels import KERNELS, hessian, population_loss
 
 EASY, HARD = 0, 1
@@ -43,8 +42,8 @@ class Teachers(NamedTuple):
 
 
 def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: float, rho_hard: float,
-           distance: float, var_easy: float, var_hard: float, hard_fraction: float = 0.5,
-           length: float = 1.0, dtype: torch.dtype = torch.float64) -> Teachers:
+             distance: float, var_easy: float, var_hard: float, hard_fraction: float = 0.5,
+             length: float = 1.0, dtype: torch.dtype = torch.float64) -> Teachers:
     """A family with random centres, ``distance`` apart.
 
     Both centres have ``hidden`` orthogonal rows of the given ``length``: row j of the easy one is
@@ -76,13 +75,11 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
     hard, aside = torch.linalg.qr(normal)[0].mT.split(hidden)
     sine = distance / (2 * length * math.sqrt(hidden))  # of half the angle
     easy = (1 - 2 * sine**2) * hard + 2 * sine * math.sqrt(1 - sine**2) * aside
-    entries = hidden * dim
     cut = torch.special.ndtri(torch.tensor(hard_fraction, dtype=dtype))
-    numbers = [torch.tensor(pair, dtype=dtype)
-               for pair in ((rho_easy, rho_hard),
-                            (math.sqrt(var_easy / entries), math.sqrt(var_hard / entries)))]
-    return Teachers(length * torch.stack([easy, hard]),
-                    *(t.to(generator.device) for t in (*numbers, cut)))
+    spread = [math.sqrt(variance / (hidden * dim)) for variance in (var_easy, var_hard)]
+    numbers = (torch.tensor((rho_easy, rho_hard), dtype=dtype), torch.tensor(spread, dtype=dtype),
+               cut)
+    return Teachers(length * torch.stack([easy, hard]), *(t.to(generator.device) for t in numbers))
 
 
 def shapes(of: Teachers, tasks: int, samples: int = 0) -> dict[str, tuple[int, ...]]:
@@ -196,22 +193,17 @@ def teacher_fleet(activation: str, settings: Sequence[Mapping[str, Any]], seeds:
             top = torch.linalg.eigvalsh(mean_curvature(activation, family, EASY, seed))[-1]
             families.append(family)
             alphas.append(setting["alpha"] / top)
-    stacked: Teachers = tree_map(lambda *leaves: torch.stack(leaves).to(device), *families)
-    apply = two_layer(dim, hidden, activation).apply
-
-    def draw(fleet: Fleet, purpose: str, tasks: int,
-             query: int) -> Callable[[int], dict[str, torch.Tensor]]:
-        return normals(fleet.seeds, f"{fleet.name}/{purpose}",
-                       shapes(stacked, tasks, 0 if support is None else support + query),
-                       device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
+    every: Teachers = stacked(families, device)
+    apply, exact = two_layer(dim, hidden, activation).apply, support is None
+    draw = normal_draws(lambda tasks, query: shapes(every, tasks,
+                                                    0 if support is None else support + query))
 
     def make(normal: dict[str, torch.Tensor], family: Teachers) -> Task:
         if support is None:
             return population_task(family, normal)
         return sampled_task(family, normal, apply, support)
 
-    exact = support is None
-    return Fleet("two_layer", tuple(seeds) * len(settings), (stacked,),
+    return Fleet("two_layer", tuple(seeds) * len(settings), (every,),
                  torch.stack(alphas).to(device), draw, make,
                  (lambda apply: population(activation)) if exact else squared_error,
                  population=exact, training_dtype=torch.float64 if exact else torch.float32)
