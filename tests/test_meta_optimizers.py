@@ -27,7 +27,8 @@ from companion.tasks import Task
 
 F64 = torch.float64
 ALPHA = 0.07
-SHAPES = {"dense": (4, 3), "bias": (5,), "conv": (4, 2, 3, 3)}
+SHAPES = {"dense": (4, 3), "bias": (5,), "conv": (4, 2, 3, 3), "scalar": (), "line": (4, 2, 3),
+          "volume": (4, 2, 2, 1, 3)}
 OWN = [name for name in RULES if name != "SGD"]
 
 
@@ -50,7 +51,7 @@ def disturbed(rule: Rule, params: Params, size: float = 0.3) -> Params:
 
 def columns(key: str, value: torch.Tensor) -> torch.Tensor:
     """vec of a gradient as KFO sees it, [n * m, 1]; of a convolution, one column a filter."""
-    return value.reshape(4 if key == "conv" else 1, -1).mT
+    return value.reshape(4 if value.ndim > 2 else 1, -1).mT
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -104,7 +105,7 @@ def test_meta_curvature_is_a_product_of_modes(key: str) -> None:
     g, rule = gradients(), meta_curvature(ALPHA)
     own = disturbed(rule, g)
     modes = [own[f"{key}.M{i}"] for i in (1, 2, 3) if f"{key}.M{i}" in own]
-    assert len(modes) == {"dense": 2, "bias": 1, "conv": 3}[key]
+    assert len(modes) == {"dense": 2, "bias": 1, "scalar": 1}.get(key, 3)
     matrix = modes[0]
     for mode in modes[1:]:
         matrix = torch.kron(matrix, mode)
@@ -121,6 +122,12 @@ def test_the_filters_of_a_convolution_share_their_factors() -> None:
         "bias.R": (1, 1),
         "conv.L": (2, 2),
         "conv.R": (9, 9),
+        "scalar.L": (1, 1),
+        "scalar.R": (1, 1),
+        "line.L": (2, 2),
+        "line.R": (3, 3),
+        "volume.L": (2, 2),
+        "volume.R": (6, 6),
     }
 
 
@@ -246,13 +253,11 @@ def test_rates_must_be_positive(make, alpha: float) -> None:
 
 @pytest.mark.parametrize("make", [meta_curvature, kfo, nonlinear_kfo])
 def test_shapes_that_a_rule_does_not_know(make) -> None:
-    odd = {"odd": normal(2, 3, 4)}
-    with pytest.raises(
-        ValueError,
-        match=r"odd must be a vector, a matrix or a convolution .* got shape \(2, 3, 4\)",
-    ):
+    odd = {"odd": normal(2, 3, 1, 1, 1, 4)}
+    with pytest.raises(ValueError, match=r"odd must be a scalar, a vector, a matrix or a "
+                                         r"convolution .* got shape \(2, 3, 1, 1, 1, 4\)"):
         make(ALPHA).init(odd)
-    with pytest.raises(ValueError, match="odd must be a vector"):
+    with pytest.raises(ValueError, match="odd must be a scalar"):
         make(ALPHA).apply({}, odd)
 
 
