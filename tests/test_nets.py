@@ -7,7 +7,7 @@ from torch.func import grad, vmap
 
 from companion import nets, training
 from companion.losses import logistic, squared_error
-from companion.meta_optimizers import kfo, sgd
+from companion.meta_optimizers import Params, kfo, sgd
 from companion.nets import from_module
 from companion.objectives import joined, learned, maml
 from companion.streams import torch_stream
@@ -356,9 +356,25 @@ def test_modules_in_evaluation_mode_are_taken() -> None:
     torch.testing.assert_close(net.apply(net.init(generator()), x), module(x))
 
 
+def compiled(net: nets.Net, x: torch.Tensor, params: Params) -> Params:
+    slope = grad(lambda p: net.apply(p, x).square().sum())
+    return torch.compile(slope, fullgraph=True, backend="eager")(params)
+
+
 def test_a_net_from_a_module_can_be_compiled() -> None:
     net, x = from_module(waves()), inputs(6, 2, 8)
     params = net.init(generator())
-    fast = torch.compile(grad(lambda p: net.apply(p, x).square().sum()), fullgraph=True,
-                         backend="eager")
-    torch.testing.assert_close(fast(params), grad(lambda p: net.apply(p, x).square().sum())(params))
+    plain = grad(lambda p: net.apply(p, x).square().sum())(params)
+    torch.testing.assert_close(compiled(net, x, params), plain)
+
+
+@pytest.mark.parametrize("way", ["in place", "by the data", "anew"])
+def test_compiled_a_module_that_changes_a_buffer_is_not_taken(way: str) -> None:
+    """:func:`companion.training.fleet_gradient` then computes without the compiler, which names
+    the buffer."""
+    net = from_module(Counting(way))
+    params, x = net.init(generator()), inputs(4, 3).float()
+    tasks = Task(*[(x[None, None], x[None, None, :, :1])] * 2)
+    with pytest.raises(ValueError, match="got a change of count"):
+        training.fleet_gradient(maml(squared_error(net.apply), steps=1, update=sgd(0.1)),
+                                compiled=True)({n: v[None] for n, v in params.items()}, tasks)

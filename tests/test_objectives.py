@@ -254,7 +254,8 @@ def test_evaluation_is_adaptation_task_by_task(chunk_size: int | None) -> None:
 def test_a_fleet_is_evaluated_by_vmap() -> None:
     loss, runs = cross_entropy(NET.apply), [NET.init(generator(i), dtype=F64) for i in (1, 2)]
     fleet = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-    judge = lambda params: evaluate(loss, params, few_shot(), steps=[0, 2], update=sgd(0.3))["loss"]
+    tasks = few_shot()
+    judge = lambda params: evaluate(loss, params, tasks, steps=[0, 2], update=sgd(0.3))["loss"]
     torch.testing.assert_close(vmap(judge)(fleet), torch.stack([judge(run) for run in runs]))
 
 

@@ -98,7 +98,7 @@ class _Steady(nn.Module):
         self.module = module
 
     def forward(self, x: torch.Tensor) -> Any:
-        before = [(n, buffer, buffer._version) for n, buffer in self.module.named_buffers()]
+        before = [(name, buffer, _version(buffer)) for name, buffer in self.module.named_buffers()]
         try:
             outputs = self.module(x)
         except RuntimeError as error:  # what torch.func says of a change in place
@@ -106,11 +106,16 @@ class _Steady(nn.Module):
                 _refuse([name for name, _, _ in before], error)
             raise
         now = dict(self.module.named_buffers())
-        changed = [n for n, buffer, version in before
-                   if now.get(n) is not buffer or buffer._version != version]
+        changed = [name for name, buffer, version in before
+                   if now[name] is not buffer or _version(buffer) != version]
         if changed:
             _refuse(changed, None)
         return outputs
+
+
+def _version(buffer: torch.Tensor) -> int:
+    """Counts changes in place, but not for torch.compile, which cannot see it."""
+    return 0 if torch.compiler.is_compiling() else buffer._version
 
 
 def _refuse(names: Sequence[str], cause: Exception | None) -> None:
