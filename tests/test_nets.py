@@ -276,6 +276,7 @@ def test_a_fleet_of_modules_learns_and_leaves_the_module_alone() -> None:
         value.zero_()
     net.apply(params, task.query[0])
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in net.init(generator()).items())
 
 
 def test_a_function_that_makes_modules_draws_a_start_for_every_seed() -> None:

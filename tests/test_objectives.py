@@ -259,6 +259,20 @@ def test_a_fleet_is_evaluated_by_vmap() -> None:
     torch.testing.assert_close(vmap(judge)(fleet), torch.stack([judge(run) for run in runs]))
 
 
+def test_chunks_of_tasks_are_adapted_one_after_the_other() -> None:
+    calls = []
+
+    def counting(params: Params, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        calls.append(1)
+        return cross_entropy(NET.apply)(params, batch)
+
+    for chunk_size, expected in ((None, 2), (2, 6)):
+        calls.clear()
+        evaluate(counting, NET.init(generator(1), dtype=F64), few_shot(), steps=[1],
+                 update=sgd(0.1), chunk_size=chunk_size)
+        assert len(calls) == expected
+
+
 def test_a_path_takes_no_step_twice() -> None:
     calls = []
 
