@@ -44,15 +44,16 @@ def from_module(module: nn.Module | Callable[[], nn.Module]) -> Net:
     learned = [name for name, value in frame.module.named_parameters() if value.requires_grad]
     constants = {name: value.detach() for name, value in every.items()
                  if name.removeprefix("module.") not in learned}
+    # kept apart: functional_call does not put back what two names share
+    start = {name: value.detach().clone() for name, value in frame.module.named_parameters()}
     require(len(learned) > 0, "module", "have parameters that require a gradient", "none",
             "see requires_grad")
 
     def init(generator: torch.Generator, dtype: torch.dtype | None = None) -> Params:
-        start = frame.module
+        values = start
         if not isinstance(module, nn.Module):
-            start = _made(module, int(torch.randint(2**62, (), generator=generator,
-                                                    device=generator.device)))
-        values = dict(start.named_parameters())
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+            values = dict(_made(module, int(seed)).named_parameters())
         return {name: values[name].detach().to(generator.device, dtype, copy=True)
                 for name in learned}
 
