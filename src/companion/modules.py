@@ -45,7 +45,7 @@ def from_module(module: nn.Module | Callable[[], nn.Module]) -> Net:
     constants = {name: value.detach() for name, value in every.items()
                  if name.removeprefix("module.") not in learned}
     # kept apart: functional_call does not put back what two names share
-    start = {name: value.detach().clone() for name, value in frame.module.named_parameters()}
+    start = {name: value.detach() for name, value in frame.module.named_parameters()}
     require(len(learned) > 0, "module", "have parameters that require a gradient", "none",
             "see requires_grad")
 
