@@ -8,17 +8,21 @@ import torch
 from torch.func import grad
 
 from companion import nets, training
-from companion.adaptation import adapt_with_rule
+from companion.adaptation import adapt, adapt_with_rule
 from companion.losses import cross_entropy, squared_error
 from companion.meta_optimizers import (
     RULES,
+    InnerOptimizer,
     Params,
     Rule,
+    chain,
     kfo,
     learned_rate,
     meta_curvature,
     meta_sgd,
+    momentum,
     nonlinear_kfo,
+    per_step_rates,
     sgd,
 )
 from companion.objectives import joined, learned, maml, parted
@@ -27,7 +31,8 @@ from companion.tasks import Task
 
 F64 = torch.float64
 ALPHA = 0.07
-SHAPES = {"dense": (4, 3), "bias": (5,), "conv": (4, 2, 3, 3)}
+SHAPES = {"dense": (4, 3), "bias": (5,), "conv": (4, 2, 3, 3), "scalar": (), "line": (4, 2, 3),
+          "volume": (4, 2, 2, 1, 3)}
 OWN = [name for name in RULES if name != "SGD"]
 
 
@@ -37,7 +42,8 @@ def normal(*shape: int, purpose: str = "x", dtype: torch.dtype = F64) -> torch.T
 
 
 def gradients(dtype: torch.dtype = F64) -> Params:
-    return {name: normal(*shape, dtype=dtype) for name, shape in SHAPES.items()}
+    drawn = {name: normal(*shape, dtype=dtype) for name, shape in SHAPES.items()}
+    return drawn | {"scalar": drawn["scalar"].abs()}  # a ReLU would leave nothing of a negative one
 
 
 def disturbed(rule: Rule, params: Params, size: float = 0.3) -> Params:
@@ -50,7 +56,7 @@ def disturbed(rule: Rule, params: Params, size: float = 0.3) -> Params:
 
 def columns(key: str, value: torch.Tensor) -> torch.Tensor:
     """vec of a gradient as KFO sees it, [n * m, 1]; of a convolution, one column a filter."""
-    return value.reshape(4 if key == "conv" else 1, -1).mT
+    return value.reshape(4 if value.ndim > 2 else 1, -1).mT
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -96,7 +102,7 @@ def test_nonlinear_kfo_is_layers_of_kronecker_matrices(key: str) -> None:
         hidden = torch.relu(kron_product(own, key, layer) @ hidden)
     expected = ALPHA * (vectors + kron_product(own, key, "3") @ hidden).mT.reshape(g[key].shape)
     assert relative(rule.apply(own, g)[key], expected) < 1e-12
-    assert 0 < float((hidden > 0).double().mean()) < 1
+    assert key == "scalar" or 0 < float((hidden > 0).double().mean()) < 1
 
 
 @pytest.mark.parametrize("key", SHAPES)
@@ -104,7 +110,7 @@ def test_meta_curvature_is_a_product_of_modes(key: str) -> None:
     g, rule = gradients(), meta_curvature(ALPHA)
     own = disturbed(rule, g)
     modes = [own[f"{key}.M{i}"] for i in (1, 2, 3) if f"{key}.M{i}" in own]
-    assert len(modes) == {"dense": 2, "bias": 1, "conv": 3}[key]
+    assert len(modes) == {"dense": 2, "bias": 1, "scalar": 1}.get(key, 3)
     matrix = modes[0]
     for mode in modes[1:]:
         matrix = torch.kron(matrix, mode)
@@ -121,6 +127,12 @@ def test_the_filters_of_a_convolution_share_their_factors() -> None:
         "bias.R": (1, 1),
         "conv.L": (2, 2),
         "conv.R": (9, 9),
+        "scalar.L": (1, 1),
+        "scalar.R": (1, 1),
+        "line.L": (2, 2),
+        "line.R": (3, 3),
+        "volume.L": (2, 2),
+        "volume.R": (6, 6),
     }
 
 
@@ -137,6 +149,30 @@ def images() -> Task:
     return Task((x[:6], y[:6]), (x[6:], y[6:]))
 
 
+def warp() -> Rule:
+    """Like WarpGrad: a step is preconditioned by a function of the parameters that it starts from,
+    here 1 + tanh(slope theta + shift)."""
+
+    def bound(rule: Params) -> InnerOptimizer:
+        def update(gradients: Params, state: tuple, params: Params) -> tuple[Params, tuple]:
+            warped = {name: 1 + torch.tanh(rule[f"{name}.slope"] * params[name]
+                                           + rule[f"{name}.shift"]) for name in gradients}
+            return {name: ALPHA * warped[name] * g for name, g in gradients.items()}, state
+
+        return InnerOptimizer(lambda params: (), update)
+
+    return Rule(lambda params: {f"{name}.{part}": torch.zeros_like(value)
+                                for name, value in params.items() for part in ("slope", "shift")},
+                stateful=bound)
+
+
+def heavy() -> Rule:
+    """KFO on gradients with momentum."""
+    return Rule(kfo(ALPHA).init, stateful=lambda own: chain(momentum(0.8), kfo(ALPHA).bind(own)))
+
+
+STATEFUL = {"per step": lambda: per_step_rates(ALPHA, 3), "fewer than steps":
+            lambda: per_step_rates(ALPHA, 2), "warp": warp, "momentum": heavy}
 CASES = {"dense and bias": (nets.mlp((3, 4, 2), "tanh"), squared_error, regression("a")),
          "convolution": (nets.cnn((2, 4, 4), 2, 1, 3, pool=False), cross_entropy, images())}
 
@@ -149,8 +185,17 @@ def test_meta_gradients_by_central_differences(
 ) -> None:
     """Through the rule, adapting or not, at parameters away from the identity; along random
     directions."""
+    differences(case, RULES[name](ALPHA), rule_alpha)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("case", CASES)
+def test_meta_gradients_through_a_state(case: str, name: str) -> None:
+    differences(case, STATEFUL[name]())
+
+
+def differences(case: str, rule: Rule, rule_alpha: float | None = None) -> None:
     net, of, task = CASES[case]
-    rule = RULES[name](ALPHA)
     params = net.init(torch_stream(1, "tests/rules"), dtype=F64)
     both = joined(params, disturbed(rule, params, 0.2))
     objective = learned(of(net.apply), steps=3, rule=rule, rule_alpha=rule_alpha)
@@ -203,6 +248,83 @@ def test_a_rule_that_adapts_is_the_loop_written_out() -> None:
     assert all(torch.equal(still[key], own[key]) for key in own)
 
 
+def test_momentum_is_that_of_torch() -> None:
+    net, of, task = CASES["dense and bias"]
+    loss, start = of(net.apply), net.init(torch_stream(1, "tests/rules"), dtype=F64)
+    leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
+    peer = torch.optim.SGD(leaves.values(), ALPHA, momentum=0.8)
+    for _ in range(4):
+        peer.zero_grad()
+        loss(leaves, task.support).backward()
+        peer.step()
+    moved = adapt(loss, start, task.support, steps=4, update=chain(momentum(0.8), sgd(ALPHA)))
+    plain = adapt(loss, start, task.support, steps=4, update=sgd(ALPHA))
+    for name, value in leaves.items():
+        assert relative(moved[name], value) < 1e-12 < 1e-2 < relative(plain[name], value)
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1"):
+        momentum(1.0)
+
+
+def test_a_chain_is_taken_in_order() -> None:
+    """A running sum before a square is another rule than after it; each part has its own state."""
+    summed = momentum(0.999999999999)
+    square = lambda g: {name: value * value for name, value in g.items()}
+    for parts, expected in (((summed, square), 9.0), ((square, summed), 5.0),
+                            ((summed, summed), 4.0)):
+        inner, g = chain(*parts), {"w": torch.ones((), dtype=F64)}
+        state = inner.init(g)
+        _, state = inner.update(g, state, g)
+        found = inner.update({"w": 2 * g["w"]}, state, g)[0]["w"].item()
+        assert found == pytest.approx(expected)
+    assert chain().update(g, (), g) == (g, ())
+
+
+def test_rates_per_step_are_the_loop_written_out() -> None:
+    """Also beyond the last step, with its rate; and at the start they are SGD to the last bit."""
+    net, of, task = CASES["dense and bias"]
+    loss, start = of(net.apply), net.init(torch_stream(1, "tests/rules"), dtype=F64)
+    rule = per_step_rates(ALPHA, 3)
+    own = disturbed(rule, start)
+    assert {value.shape for value in own.values()} == {(3,)}
+    moved = start
+    for step in (0, 1, 2, 2, 2):
+        slopes = grad(loss)(moved, task.support)
+        moved = {name: value - ALPHA * own[f"{name}.scales"][step] * slopes[name]
+                 for name, value in moved.items()}
+    found = adapt(loss, start, task.support, steps=5, update=rule.bind(own))
+    assert all(relative(found[name], moved[name]) < 1e-12 for name in moved)
+    first, plain = (adapt(loss, start, task.support, steps=5, update=update)
+                    for update in (rule.bind(rule.init(start)), sgd(ALPHA)))
+    assert all(torch.equal(first[name], plain[name]) for name in plain)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        per_step_rates(ALPHA, 0)
+    with pytest.raises(ValueError, match=r"scales of the rule must have shape \(3,\), got \(4,\)"):
+        rule.bind(per_step_rates(ALPHA, 4).init(start)).update(start, 0, start)
+
+
+def test_a_first_order_step_takes_what_the_rule_looks_at_as_constant() -> None:
+    net, of, task = CASES["dense and bias"]
+    loss, params = of(net.apply), net.init(torch_stream(1, "tests/rules"), dtype=F64)
+    update = warp().bind(disturbed(warp(), params))
+
+    def moved(start: Params) -> Params:
+        return adapt(loss, start, task.support, steps=2, update=update, first_order=True)
+
+    found = grad(lambda start: loss(moved(start), task.query))(params)
+    expected = grad(loss)(moved(params), task.query)
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-12) for name in found)
+
+
+def test_what_cannot_be_an_update() -> None:
+    net, of, task = CASES["dense and bias"]
+    loss, params = of(net.apply), net.init(torch_stream(1, "tests/rules"), dtype=F64)
+    with pytest.raises(ValueError, match=r"update must be a function .* got Rule; bind a rule"):
+        adapt(loss, params, task.support, steps=1, update=kfo(ALPHA))
+    both = joined(params, warp().init(params))
+    with pytest.raises(ValueError, match="adapting by rule_alpha, must have no state"):
+        learned(loss, steps=2, rule=warp(), rule_alpha=0.1)(both, task)
+
+
 def test_only_some_entries_may_adapt() -> None:
     net, of, task = CASES["dense and bias"]
     params, rule, some = (net.init(torch_stream(1, "tests/rules"), dtype=F64), kfo(ALPHA),
@@ -218,9 +340,9 @@ def test_only_some_entries_may_adapt() -> None:
         learned(of(net.apply), steps=2, rule=rule, adapted=["2.weight"])(joined(params, own), task)
 
 
-def test_a_fleet_trains_rules_of_its_own() -> None:
+@pytest.mark.parametrize("rule", [kfo(ALPHA), per_step_rates(ALPHA, 1), heavy()])
+def test_a_fleet_trains_rules_of_its_own(rule: Rule) -> None:
     net, of, task = CASES["dense and bias"]
-    rule = kfo(ALPHA)
     starts = [net.init(torch_stream(seed, "tests/rules"), dtype=F64) for seed in (0, 1)]
     both = [joined(start, rule.init(start)) for start in starts]
     fleet = {name: torch.stack([one[name] for one in both]) for name in both[0]}
@@ -246,13 +368,11 @@ def test_rates_must_be_positive(make, alpha: float) -> None:
 
 @pytest.mark.parametrize("make", [meta_curvature, kfo, nonlinear_kfo])
 def test_shapes_that_a_rule_does_not_know(make) -> None:
-    odd = {"odd": normal(2, 3, 4)}
-    with pytest.raises(
-        ValueError,
-        match=r"odd must be a vector, a matrix or a convolution .* got shape \(2, 3, 4\)",
-    ):
+    odd = {"odd": normal(2, 3, 1, 1, 1, 4)}
+    with pytest.raises(ValueError, match=r"odd must be a scalar, a vector, a matrix or a "
+                                         r"convolution .* got shape \(2, 3, 1, 1, 1, 4\)"):
         make(ALPHA).init(odd)
-    with pytest.raises(ValueError, match="odd must be a vector"):
+    with pytest.raises(ValueError, match="odd must be a scalar"):
         make(ALPHA).apply({}, odd)
 
 

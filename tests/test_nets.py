@@ -3,11 +3,15 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 
-from companion import nets
-from companion.losses import logistic
+from companion import nets, training
+from companion.losses import logistic, squared_error
+from companion.meta_optimizers import Params, kfo, sgd
+from companion.nets import from_module
+from companion.objectives import joined, learned, maml
 from companion.streams import torch_stream
+from companion.tasks import Task
 
 F64 = torch.float64
 
@@ -191,3 +195,187 @@ def test_a_fresh_head_says_nothing() -> None:
     assert fleet["head.bias"].shape == (1, 3)
     with pytest.raises(ValueError, match="ways must be at least 1"):
         nets.fresh_head(params, 0)
+
+
+class Waves(nn.Module):
+    """A Conv1d, a scalar, a constant buffer, a frozen and a shared parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4, track_running_stats=False)
+        self.head, self.gain = nn.Linear(4, 4), nn.Parameter(torch.rand(()))
+        self.again = self.head
+        self.frozen = nn.Parameter(torch.rand(4), requires_grad=False)
+        self.register_buffer("window", torch.rand(6))
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.norm(self.conv(x))) @ self.window
+        hidden = self.again(torch.tanh(self.head(hidden + self.frozen)))
+        return self.gain * hidden[:, self.order]
+
+
+def waves(seed: int = 0) -> Waves:
+    torch.manual_seed(seed)
+    return Waves().double()
+
+
+def wave_task() -> Task:
+    x, y = inputs(14, 2, 8), torch.sin(3 * inputs(14, 4))
+    return Task((x[:6], y[:6]), (x[6:], y[6:]))
+
+
+def test_a_module_as_a_net_is_the_module() -> None:
+    """Its outputs, and MAML through two steps by plain autograd on the module itself."""
+    module, task, alpha = waves(), wave_task(), 0.3
+    net = from_module(module)
+    params = net.init(generator())
+    learnable = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    assert "gain" in params
+    assert params.keys() == learnable.keys()
+    assert all(torch.equal(params[name], value) for name, value in learnable.items())
+    torch.testing.assert_close(net.apply(params, task.query[0]), module(task.query[0]))
+    found = grad(maml(squared_error(net.apply), steps=2, update=sgd(alpha)))(params, task)
+
+    def score(values: dict[str, torch.Tensor], side: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        outputs = torch.func.functional_call(module, values, side[0])
+        return (outputs - side[1]).square().sum() / (2 * len(side[1]))
+
+    moved = learnable
+    for _ in range(2):
+        slopes = torch.autograd.grad(score(moved, task.support), moved.values(), create_graph=True)
+        moved = {name: value - alpha * slope
+                 for (name, value), slope in zip(moved.items(), slopes, strict=True)}
+    exact = torch.autograd.grad(score(moved, task.query), learnable.values())
+    for name, slope in zip(learnable, exact, strict=True):
+        assert slope.abs().max() > (1e-12 if name == "conv.bias" else 1e-4) or name == "conv.bias"
+        torch.testing.assert_close(found[name], slope, rtol=1e-9, atol=1e-12)
+
+
+def test_a_fleet_of_modules_learns_and_leaves_the_module_alone() -> None:
+    """KFO on Conv1d and a scalar; chunks of one run take plain autograd, larger ones vmap."""
+    module, task, rule = waves(), wave_task(), kfo(0.1)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    net = from_module(Waves)
+    starts = [net.init(generator(seed), dtype=F64) for seed in (0, 1)]
+    fleet = [joined(start, rule.init(start)) for start in starts]
+    fleet = {name: torch.stack([one[name] for one in fleet]) for name in fleet[0]}
+    tasks = Task(*[tuple(part.expand(2, 1, *part.shape) for part in side) for side in task])
+    objective = learned(squared_error(net.apply), steps=1, rule=rule)
+    gradient = training.fleet_gradient(objective)
+    whole, single = (training.fleet_gradient(objective, chunk_size=chunk)(fleet, tasks)[0]
+                     for chunk in (None, 1))
+    for name in whole:
+        torch.testing.assert_close(whole[name], single[name], rtol=1e-9, atol=1e-12)
+    trained = training.train(gradient, fleet, lambda step: tasks, optimizer=training.adam(0.02),
+                             steps=30)
+    assert (gradient(trained, tasks)[1] < 0.8 * gradient(fleet, tasks)[1]).all()
+    net = from_module(module)
+    params = net.init(generator())
+    for value in params.values():
+        value.zero_()
+    net.apply(params, task.query[0])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in net.init(generator()).items())
+
+
+def test_a_function_that_makes_modules_draws_a_start_for_every_seed() -> None:
+    net = from_module(Waves)
+    state = torch.random.get_rng_state()
+    first, same, other = (net.init(generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+    module = waves()
+    one, two = (from_module(module).init(generator(seed)) for seed in (0, 1))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_constants_of_a_module_follow_the_dtype() -> None:
+    net = from_module(waves())
+    params = net.init(generator(), dtype=torch.float32)
+    assert {value.dtype for value in params.values()} == {torch.float32}
+    x = inputs(6, 2, 8)
+    single = net.apply(params, x.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), waves()(x), rtol=1e-4, atol=1e-5)
+    assert net.init(generator())["gain"].dtype == F64
+
+
+class Counting(nn.Module):
+    """Changes a buffer in its forward pass, in one of three ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.line, self.way = nn.Linear(3, 1), way
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.way == "in place":
+            self.count += 1
+        elif self.way == "by the data":
+            self.count += x.mean()
+        elif self.way == "anew":
+            self.count = self.count + 1
+        return self.line(x) + self.count
+
+
+@pytest.mark.parametrize("way", ["in place", "by the data", "anew", "not"])
+def test_a_module_that_changes_a_buffer_is_refused(way: str) -> None:
+    net, x = from_module(Counting(way)), inputs(4, 3).float()
+    params = net.init(generator())
+    loss = lambda p, x: net.apply(p, x).sum()
+    for call in (lambda: net.apply(params, x), lambda: grad(loss)(params, x),
+                 lambda: vmap(grad(loss), in_dims=(None, 0))(params, x[None])):
+        if way == "not":
+            call()
+            continue
+        with pytest.raises(ValueError, match=r"leave buffers as they are, got a change of count"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+      r"1 \(BatchNorm1d\) must leave its buffers .*; pass track_running_stats=False, or call"),
+     (lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)),
+      r"1 \(Dropout\) must draw nothing at random, got dropout 0\.3; set it to 0, or call"),
+     (lambda: nn.LSTM(2, 2, 2, dropout=0.5), r"the module \(LSTM\) must draw nothing at random"),
+     (lambda: nn.LazyLinear(2), r"\(LazyLinear\) must know its shapes"),
+     (lambda: nn.ReLU(), "must have parameters that require a gradient, got none")],
+)
+def test_modules_that_are_refused(make, said: str) -> None:
+    for module in (make, make()):
+        with pytest.raises(ValueError, match=said):
+            from_module(module)
+
+
+def test_modules_in_evaluation_mode_are_taken() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.3))
+    module(torch.ones(4, 2) * torch.arange(4)[:, None])
+    net, x = from_module(module.eval()), inputs(5, 2).float()
+    torch.testing.assert_close(net.apply(net.init(generator()), x), module(x))
+
+
+def compiled(net: nets.Net, x: torch.Tensor, params: Params) -> Params:
+    slope = grad(lambda p: net.apply(p, x).square().sum())
+    return torch.compile(slope, fullgraph=True, backend="eager")(params)
+
+
+def test_a_net_from_a_module_can_be_compiled() -> None:
+    net, x = from_module(waves()), inputs(6, 2, 8)
+    params = net.init(generator())
+    plain = grad(lambda p: net.apply(p, x).square().sum())(params)
+    torch.testing.assert_close(compiled(net, x, params), plain)
+
+
+@pytest.mark.parametrize("way", ["in place", "by the data", "anew"])
+def test_compiled_a_module_that_changes_a_buffer_is_not_taken(way: str) -> None:
+    """:func:`companion.training.fleet_gradient` then computes without the compiler, which names
+    the buffer."""
+    net = from_module(Counting(way))
+    params, x = net.init(generator()), inputs(4, 3).float()
+    tasks = Task(*[(x[None, None], x[None, None, :, :1])] * 2)
+    with pytest.raises(ValueError, match="got a change of count"):
+        training.fleet_gradient(maml(squared_error(net.apply), steps=1, update=sgd(0.1)),
+                                compiled=True)({n: v[None] for n, v in params.items()}, tasks)

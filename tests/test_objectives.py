@@ -5,14 +5,15 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from torch.func import grad
+from torch.func import grad, vmap
 
 from companion import nets
-from companion.adaptation import adapt
-from companion.losses import cross_entropy, squared_error
-from companion.meta_optimizers import Params, sgd
+from companion.adaptation import adapt, after_steps, evaluate
+from companion.losses import accuracy, cross_entropy, squared_error
+from companion.meta_optimizers import Params, chain, momentum, sgd
 from companion.objectives import anil, first_order_maml, maml, nal
 from companion.tasks import Task
 
@@ -215,3 +216,81 @@ def test_labels_of_another_shape() -> None:
     loss, params, task, _ = case("no pooling")
     with pytest.raises(ValueError, match=r"y must be class numbers \[sample\], got torch.float64"):
         loss(params, (task.support[0], task.support[1].double()))
+
+
+def few_shot(tasks: int = 6) -> Task:
+    each = [images(seed) for seed in range(tasks)]
+    return Task(*[tuple(torch.stack(parts) for parts in zip(*sides, strict=True))
+                  for sides in zip(*each, strict=True)])
+
+
+NET = nets.cnn((2, 8, 8), 3, 1, 3)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_evaluation_is_adaptation_task_by_task(chunk_size: int | None) -> None:
+    """Also with a state, which one path carries on, and for steps in any order."""
+    loss, right, update = (cross_entropy(NET.apply), accuracy(NET.apply),
+                           chain(momentum(0.5), sgd(0.3)))
+    params, tasks, steps = NET.init(generator(1), dtype=F64), few_shot(), [5, 0, 2, 5]
+    found = evaluate(loss, params, tasks, steps=steps, update=update, chunk_size=chunk_size,
+                     metrics={"loss": loss, "right": right})
+    assert {name: value.shape for name, value in found.items()} == {"loss": (6, 4), "right": (6, 4)}
+    for i in range(6):
+        task = images(i)
+        for k, count in enumerate(steps):
+            moved = adapt(loss, params, task.support, steps=count, update=update)
+            assert found["loss"][i, k].item() == pytest.approx(
+                loss(moved, task.query).item(), rel=1e-9)
+            guesses = [row.argmax().item() for row in NET.apply(moved, task.query[0])]
+            share = np.mean([g == y for g, y in zip(guesses, task.query[1].tolist(), strict=True)])
+            assert found["right"][i, k].item() == pytest.approx(share)
+    assert found["loss"][:, :3].std(1).min() > 1e-3
+    assert 0 < found["right"].mean() < 1
+    alone = evaluate(loss, params, tasks, steps=[2], update=update)
+    torch.testing.assert_close(alone, {"loss": found["loss"][:, 2:3]})
+
+
+def test_a_fleet_is_evaluated_by_vmap() -> None:
+    loss, runs = cross_entropy(NET.apply), [NET.init(generator(i), dtype=F64) for i in (1, 2)]
+    fleet = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+    tasks = few_shot()
+    judge = lambda params: evaluate(loss, params, tasks, steps=[0, 2], update=sgd(0.3))["loss"]
+    torch.testing.assert_close(vmap(judge)(fleet), torch.stack([judge(run) for run in runs]))
+
+
+def test_chunks_of_tasks_are_adapted_one_after_the_other() -> None:
+    calls = []
+
+    def counting(params: Params, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        calls.append(1)
+        return cross_entropy(NET.apply)(params, batch)
+
+    for chunk_size, expected in ((None, 2), (2, 6)):
+        calls.clear()
+        evaluate(counting, NET.init(generator(1), dtype=F64), few_shot(), steps=[1],
+                 update=sgd(0.1), chunk_size=chunk_size)
+        assert len(calls) == expected
+
+
+def test_a_path_takes_no_step_twice() -> None:
+    calls = []
+
+    def counting(gradients: Params) -> Params:
+        calls.append(1)
+        return sgd(0.1)(gradients)
+
+    loss, params, task, _ = case("one tensor")
+    assert len(after_steps(loss, params, task.support, steps=[1, 3, 7], update=counting)) == 3
+    assert len(calls) == 7
+    assert after_steps(loss, params, task.support, steps=[], update=counting) == []
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 0, got -1"):
+        after_steps(loss, params, task.support, steps=[2, -1], update=counting)
+
+
+def test_accuracy_of_logits() -> None:
+    metric = accuracy(lambda params, x: x)
+    x = torch.tensor([0.5, -1.0, 2.0, -3.0])
+    assert metric({}, (x, torch.tensor([1.0, 0.0, 0.0, 0.0]))) == 0.75
+    with pytest.raises(ValueError, match=r"y must be \[sample\] .* \(4,\), got \(4, 1\)"):
+        metric({}, (x, torch.ones(4, 1)))

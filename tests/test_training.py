@@ -19,7 +19,15 @@ from companion.objectives import maml, nal
 from companion.records import RecordError
 from companion.tasks import Task
 from companion.tasks.regressions import LinearFamily
-from companion.training import Checkpoint, Optimizer, adam, cosine, fleet_gradient, train
+from companion.training import (
+    Checkpoint,
+    Optimizer,
+    adam,
+    cosine,
+    fleet_gradient,
+    run_gradient,
+    train,
+)
 
 F64 = torch.float64
 NET = nets.mlp((3, 5, 1), "tanh")
@@ -312,6 +320,36 @@ def test_the_engine_reaches_the_minimisers_of_the_theory(seed: int) -> None:
             p_values[target] = stats.f.sf(statistic, 3, seeds - 3)
         assert p_values[name] > 1e-3
         assert p_values["maml" if name == "nal" else "nal"] < 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"task_chunk": 1}])
+def test_a_single_run_needs_no_run_axis(options: dict[str, int], tmp_path: Path) -> None:
+    """With a scalar among its parameters, a checkpoint, and a setting."""
+    many, draw, alpha = fleet([5])
+    many["gain"] = torch.ones(1, dtype=F64)
+
+    def scaled(p: Params, normal: dict[str, torch.Tensor], alpha: torch.Tensor) -> torch.Tensor:
+        return p["gain"] * objective({n: v for n, v in p.items() if n != "gain"}, normal, alpha)
+
+    one = {name: value[0] for name, value in many.items()}
+    seen: list[torch.Size] = []
+    found = train(run_gradient(scaled, **options), one,
+                  lambda step: {name: leaf[0] for name, leaf in draw(step).items()},
+                  optimizer=adam(0.01), steps=15, settings=(alpha[0],),
+                  watch=lambda step, params, value: seen.append(value.shape),
+                  checkpoint=Checkpoint(tmp_path / "run", every=4, of="a run"))
+    expected = train(fleet_gradient(scaled, **options), many, draw, optimizer=adam(0.01), steps=15,
+                     settings=(alpha,))
+    assert all(torch.equal(found[name], expected[name][0]) for name in expected)
+    assert set(seen) == {()}
+    assert all(torch.equal(value, one[name]) for name, value in train(
+        run_gradient(scaled), one, draw, optimizer=adam(0.01), steps=0).items())
+
+
+def test_a_single_run_that_diverges() -> None:
+    with pytest.raises(Diverged, match=r"^the objective is not finite from step 50 on"):
+        train(run_gradient(lambda p, x: (p["w"] * x) ** 2), {"w": torch.ones(())},
+              lambda step: torch.ones(3), optimizer=training.sgd(50.0), steps=60)
 
 
 def test_a_run_that_diverges_is_named() -> None:

@@ -1,13 +1,14 @@
 """The inner loop, for one task. Batch it from outside with ``torch.func.vmap``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.func import grad
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves
 
-from companion.meta_optimizers import Alpha, Params, Update
+from companion.meta_optimizers import Alpha, AnyUpdate, Params, as_inner
+from companion.tasks import Task
 
 Loss = Callable[[Params, Any], torch.Tensor]
 
@@ -17,18 +18,15 @@ def check_devices(params: Params, batch: Any) -> None:
     here = {leaf.device for leaf in tree_leaves((params, batch)) if isinstance(leaf, torch.Tensor)}
     if len(here) > 1:
         own = ", ".join(sorted({str(value.device) for value in params.values()}))
-        data = ", ".join(
-            sorted(
-                {str(leaf.device) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)}
-            )
-        )
+        data = ", ".join(sorted({str(leaf.device) for leaf in tree_leaves(batch)
+                                 if isinstance(leaf, torch.Tensor)}))
         raise ValueError(
             f"parameters and data must be on one device, got {own} and {data}; move one with "
             f".to(...)"
         )
 
 
-def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Update,
+def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: AnyUpdate,
           first_order: bool = False) -> Params:
     """Parameters after ``steps`` inner steps on ``support``: theta <- theta - update(grad
     loss(theta, support)).
@@ -38,9 +36,10 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Updat
         params: a dict of tensors, the initialisation; it is not changed.
         support: whatever ``loss`` takes as a batch, usually (x, y).
         steps: >= 0; 0 returns the initialisation.
-        update: gradients -> updates, for example :func:`companion.meta_optimizers.sgd`.
-        first_order: treat the inner gradients as constants; parameters of ``update`` keep their
-            derivatives.
+        update: gradients -> updates, for example :func:`companion.meta_optimizers.sgd`, or an
+            :class:`companion.meta_optimizers.InnerOptimizer`.
+        first_order: treat the inner gradients, and the parameters that ``update`` looks at, as
+            constants; parameters of ``update`` keep their derivatives.
 
     Raises:
         ValueError: steps below 0 or not whole; parameters and data on different devices.
@@ -48,10 +47,54 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: Updat
     Differentiable throughout, so that without ``first_order`` the outer loop sees second-order
     terms.
     """
-    for _ in range(_count(steps, params, support)):
+    return after_steps(loss, params, support, steps=[steps], update=update,
+                       first_order=first_order)[0]
+
+
+def after_steps(loss: Loss, params: Params, support: Any, *, steps: Sequence[int],
+                update: AnyUpdate, first_order: bool = False) -> list[Params]:
+    """Parameters after each number of inner steps in ``steps``, along one path; otherwise
+    :func:`adapt`."""
+    counts = [_count(count, params, support) for count in steps]
+    inner = as_inner(update)
+    seen, state = {0: params}, inner.init(params)
+    for step in range(1, max(counts, default=0) + 1):
         at = {name: value.detach() for name, value in params.items()} if first_order else params
-        params = _moved(params, update(grad(loss)(at, support)))
-    return params
+        updates, state = inner.update(grad(loss)(at, support), state, at)
+        params = _moved(params, updates)
+        if step in counts:
+            seen[step] = params
+    return [seen[count] for count in counts]
+
+
+def evaluate(loss: Loss, params: Params, tasks: Task, *, steps: Sequence[int], update: AnyUpdate,
+             metrics: Mapping[str, Loss] | None = None,
+             chunk_size: int | None = None) -> dict[str, torch.Tensor]:
+    """How a model does on the queries of ``tasks`` after each number of inner steps: {metric:
+    [task, k]}.
+
+    Args:
+        loss: what adaptation descends on, (params, batch) -> scalar.
+        params: of one run, without a run axis; for a fleet ``vmap`` this function.
+        tasks: support and query, every tensor [task, ...].
+        steps: numbers of inner steps, in any order; one path serves all.
+        update: as in :func:`adapt`.
+        metrics: names and functions (params, batch) -> scalar; by default {"loss": loss}.
+        chunk_size: tasks computed at once, all by default.
+
+    Raises:
+        ValueError: as :func:`adapt`.
+    """
+    scores = metrics or {"loss": loss}
+
+    def judge(support: Any, query: Any) -> dict[str, torch.Tensor]:
+        path = after_steps(loss, params, support, steps=steps, update=update)
+        return {name: torch.stack([score(one, query) for one in path])
+                for name, score in scores.items()}
+
+    with torch.no_grad():
+        found: dict[str, torch.Tensor] = vmap(judge, chunk_size=chunk_size)(*tasks)
+    return found
 
 
 def adapt_with_rule(

@@ -93,3 +93,27 @@ def logistic(apply: Apply) -> Loss:
         return F.binary_cross_entropy_with_logits(outputs, y)
 
     return loss
+
+
+def accuracy(apply: Apply) -> Loss:
+    """The share of labels that are right, in [0, 1]: a metric, without a gradient.
+
+    Outputs [sample, class] stand for their largest; outputs [sample], logits, for class 1 where
+    they are positive.
+
+    Raises (the metric does):
+        ValueError: a batch that is no pair, or labels that are not [sample].
+    """
+
+    def metric(params: Params, batch: Any) -> torch.Tensor:
+        x, y = pair(batch)
+        outputs = apply(params, x)
+        classes = outputs.argmax(-1) if outputs.ndim > 1 else outputs > 0
+        if classes.shape != y.shape:
+            raise ValueError(
+                f"y must be [sample] like the classes, {tuple(classes.shape)}, got "
+                f"{tuple(y.shape)}; reshape it"
+            )
+        return (classes == y).to(outputs.dtype).mean()
+
+    return metric

@@ -1,51 +1,60 @@
-"""Update rules of the inner loop: a rule maps gradients (a dict like the parameters) to updates to
-subtract.
+"""Meta-optimizers: a rule maps gradients (a dict like the parameters) to updates to subtract.
 
 A meta-optimizer is a rule with parameters of its own, trained by the outer loop together with the
 initialisation. Like a network it is a pair of pure functions, ``init(params)`` and ``apply(rule,
 gradients)``. Each one here is alpha * T(gradients), T the identity at the start: there it gives
-exactly the update of :func:`sgd`. Fix the first argument of ``apply``,
-``functools.partial(rule.apply, rule_params)``, and it is an ``update`` for
-:func:`companion.objectives.maml`; :func:`companion.objectives.learned` trains it.
+exactly the update of :func:`sgd`. Bind it to its parameters, ``rule.bind(rule_params)``, and it is
+an ``update`` for :func:`companion.objectives.maml`; :func:`companion.objectives.learned` trains it.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import torch
 
-Params = dict[str, torch.Tensor]
-Update = Callable[[Params], Params]
-Alpha = float | torch.Tensor
+from companion.checks import at_least
+from companion.updates import (
+    Alpha,
+    AnyUpdate,
+    InnerOptimizer,
+    Params,
+    Update,
+    as_inner,
+    chain,
+    check_rate,
+    momentum,
+    sgd,
+)
+
+__all__ = ["RULES", "Alpha", "AnyUpdate", "InnerOptimizer", "Params", "Rule", "Update", "as_inner",
+           "as_matrix", "chain", "fixed_rate", "kfo", "learned_rate", "meta_curvature", "meta_sgd",
+           "momentum", "nonlinear_kfo", "per_step_rates", "sgd"]
+
+
+def _stateless(rule: Params, gradients: Params) -> Params:
+    raise ValueError(
+        "a rule used by apply, or adapting by rule_alpha, must have no state, got one that has; "
+        "use rule.bind"
+    )
 
 
 class Rule(NamedTuple):
     """A meta-optimizer: ``init(params)`` makes its parameters for a model, ``apply(rule,
-    gradients)`` the updates."""
+    gradients)`` the updates.
+
+    One with a state has no ``apply`` but ``stateful``, which makes an :class:`InnerOptimizer` of
+    its parameters.
+    """
 
     init: Callable[[Params], Params]
-    apply: Callable[[Params, Params], Params]
+    apply: Callable[[Params, Params], Params] = _stateless
+    stateful: Callable[[Params], InnerOptimizer] | None = None
 
-
-def _check(alpha: Alpha) -> None:
-    if not isinstance(alpha, torch.Tensor) and not 0 < alpha < float("inf"):
-        raise ValueError(
-            f"alpha must be positive and finite, got {alpha}; steps=0 switches adaptation off"
-        )
-
-
-def sgd(alpha: Alpha) -> Update:
-    """Plain gradient descent: update = alpha * gradient.
-
-    ``alpha`` is a positive number, or a tensor (which may be learned or vmapped and is not
-    range-checked).
-
-    Raises:
-        ValueError: a number that is not positive and finite.
-    """
-    _check(alpha)
-    return lambda gradients: {name: alpha * gradient for name, gradient in gradients.items()}
+    def bind(self, rule: Params) -> InnerOptimizer:
+        """The rule with these parameters, as ``update`` of :func:`companion.adaptation.adapt`."""
+        return self.stateful(rule) if self.stateful else as_inner(partial(self.apply, rule))
 
 
 def fixed_rate(alpha: Alpha) -> Rule:
@@ -68,7 +77,7 @@ def _own(rule: Params, key: str, shape: Sequence[int]) -> torch.Tensor:
 def learned_rate(alpha: Alpha) -> Rule:
     """One learned rate for the whole model: update = alpha * scale * G, ``scale`` [] starting at
     1."""
-    _check(alpha)
+    check_rate(alpha)
 
     def apply(rule: Params, gradients: Params) -> Params:
         scale = _own(rule, "scale", ())
@@ -83,7 +92,7 @@ def meta_sgd(alpha: Alpha) -> Rule:
 
     Source: Li et al. (2017).
     """
-    _check(alpha)
+    check_rate(alpha)
     return Rule(
         lambda params: {f"{name}.scale": torch.ones_like(value) for name, value in params.items()},
         lambda rule, gradients: {name: alpha * (_own(rule, f"{name}.scale", g.shape) * g)
@@ -91,16 +100,38 @@ def meta_sgd(alpha: Alpha) -> Rule:
     )
 
 
+def per_step_rates(alpha: Alpha, steps: int) -> Rule:
+    """A learned rate for every parameter tensor and inner step: update = alpha * scale_t * G in
+    step t.
+
+    ``<name>.scales`` [steps] start at 1; steps after the last take its rate. Raises ValueError
+    below one step. Source: MAML++, Antoniou et al. (2019).
+    """
+    check_rate(alpha)
+    at_least("steps", steps, 1, "as many as the inner loop has", whole=True)
+
+    def bound(rule: Params) -> InnerOptimizer:
+        def update(gradients: Params, step: int, params: Params) -> tuple[Params, int]:
+            at = min(step, steps - 1)
+            return {name: alpha * (_own(rule, f"{name}.scales", (steps,))[at] * g)
+                    for name, g in gradients.items()}, step + 1
+
+        return InnerOptimizer(lambda params: 0, update)
+
+    return Rule(lambda params: {f"{name}.scales": value.new_ones(steps)
+                                for name, value in params.items()}, stateful=bound)
+
+
 def _modes(name: str, value: torch.Tensor) -> list[int]:
     """The sizes of the modes of a tensor: outputs, inputs and, for a convolution, the kernel. A
-    vector has one."""
-    if value.ndim not in (1, 2, 4):
+    vector has one, and a scalar is a vector of one."""
+    if value.ndim > 5:
         raise ValueError(
-            f"{name} must be a vector, a matrix or a convolution [out, in, height, width], got "
-            f"shape "
-            f"{tuple(value.shape)}; adapt it by a rule for any shape, or reshape it"
+            f"{name} must be a scalar, a vector, a matrix or a convolution [out, in, ...] of at "
+            f"most 3 dimensions, got shape {tuple(value.shape)}; adapt it by a rule for any "
+            f"shape, or reshape it"
         )
-    return [*value.shape[:2], *([value.shape[2] * value.shape[3]] if value.ndim == 4 else [])]
+    return [*value.shape[:2], *([prod(value.shape[2:])] if value.ndim > 2 else [])] or [1]
 
 
 def _eye(size: int, like: torch.Tensor) -> torch.Tensor:
@@ -115,7 +146,7 @@ def meta_curvature(alpha: Alpha) -> Rule:
     kernel; a vector has M1 alone. Raises ValueError (both functions do) for a shape of another
     kind. Source: Park and Oliva (2019).
     """
-    _check(alpha)
+    check_rate(alpha)
 
     def init(params: Params) -> Params:
         return {f"{name}.M{i}": _eye(size, value)
@@ -136,8 +167,8 @@ def meta_curvature(alpha: Alpha) -> Rule:
 
 
 def as_matrix(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A gradient as KFO sees it, [..., n, m]: dense (out, in); vector (n, 1); convolution [out,
-    in-channels, kernel].
+    """A gradient as KFO sees it, [..., n, m]: dense (out, in); vector (n, 1), scalar (1, 1);
+    convolution [out, in-channels, kernel].
 
     Raises:
         ValueError: a shape of another kind.
@@ -176,7 +207,7 @@ def kfo(alpha: Alpha, *, psd: bool = False) -> Rule:
     functions do) for a shape of another kind.
     Source: paper D's released code.
     """
-    _check(alpha)
+    check_rate(alpha)
 
     def apply(rule: Params, gradients: Params) -> Params:
         moved = {name: _sandwich(rule, name, as_matrix(name, g), psd=psd)
@@ -194,7 +225,7 @@ def nonlinear_kfo(alpha: Alpha) -> Rule:
     for :func:`kfo`.
     Source: paper D names a nonlinear meta-optimizer; this form is the companion's.
     """
-    _check(alpha)
+    check_rate(alpha)
 
     def init(params: Params) -> Params:
         made = _identities(params, "123")

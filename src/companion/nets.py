@@ -8,28 +8,22 @@ x)`` the outputs.
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from companion.checks import at_least, require
-from companion.meta_optimizers import Params
+from companion.modules import Apply, Net, from_module
+from companion.updates import Params
 
-Apply = Callable[[Params, torch.Tensor], torch.Tensor]
+__all__ = ["ACTIVATIONS", "Apply", "Net", "activation", "cnn", "collapsed", "collapsed_head",
+           "deep_linear", "fresh_head", "from_module", "head_names", "linear", "mlp", "two_layer"]
+
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda u: u, "erf": lambda u: torch.erf(u / sqrt(2)), "relu": torch.relu,
     "softplus": F.softplus, "tanh": torch.tanh,
 }
 _NORM_SLACK = 1e-5  # added to the variance in batch normalisation
-
-
-class Net(NamedTuple):
-    """A network: ``init(generator, dtype=torch.float32)`` draws parameters where the generator is;
-    ``apply`` maps x."""
-
-    init: Callable[..., Params]
-    apply: Apply
 
 
 def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:

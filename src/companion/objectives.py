@@ -1,14 +1,13 @@
 """What the outer loop minimises, for one task: objective(params, task) -> scalar."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from companion.adaptation import Loss, adapt, adapt_with_rule, check_devices
-from companion.meta_optimizers import Alpha, Params, Rule, Update
+from companion.meta_optimizers import Alpha, AnyUpdate, Params, Rule
 from companion.tasks import Task
 
 Objective = Callable[[Params, Task], torch.Tensor]
@@ -52,7 +51,7 @@ def nal(loss: Loss) -> Objective:
     return objective
 
 
-def _adaptive(loss: Loss, steps: int, update: Update, first_order: bool) -> Objective:
+def _adaptive(loss: Loss, steps: int, update: AnyUpdate, first_order: bool) -> Objective:
     def objective(params: Params, task: Task) -> torch.Tensor:
         support, query = _sides(task)
         check_devices(params, query)
@@ -63,7 +62,7 @@ def _adaptive(loss: Loss, steps: int, update: Update, first_order: bool) -> Obje
     return objective
 
 
-def maml(loss: Loss, *, steps: int, update: Update) -> Objective:
+def maml(loss: Loss, *, steps: int, update: AnyUpdate) -> Objective:
     """MAML: the query loss after ``steps`` inner steps on the support, with second-order terms.
 
     F(theta) = loss(theta_k, query), theta_{j+1} = theta_j - update(grad loss(theta_j, support)).
@@ -72,7 +71,7 @@ def maml(loss: Loss, *, steps: int, update: Update) -> Objective:
     return _adaptive(loss, steps, update, first_order=False)
 
 
-def first_order_maml(loss: Loss, *, steps: int, update: Update) -> Objective:
+def first_order_maml(loss: Loss, *, steps: int, update: AnyUpdate) -> Objective:
     """First-order MAML: the value of :func:`maml`; its gradient takes the inner gradients as
     constants.
 
@@ -83,7 +82,7 @@ def first_order_maml(loss: Loss, *, steps: int, update: Update) -> Objective:
     return _adaptive(loss, steps, update, first_order=True)
 
 
-def anil(loss: Loss, *, steps: int, update: Update, adapted: Iterable[str]) -> Objective:
+def anil(loss: Loss, *, steps: int, update: AnyUpdate, adapted: Iterable[str]) -> Objective:
     """ANIL: MAML whose inner loop moves only the entries of the parameters named in ``adapted``.
 
     The others are trained by the outer loop alone. Source: Raghu et al. (2020).
@@ -147,11 +146,11 @@ def adapted_by_rule(loss: Loss, both: Params, support: Any, *, steps: int, rule:
     :func:`joined`.
 
     With ``rule_alpha`` the meta-optimizer adapts too, as in
-    :func:`companion.adaptation.adapt_with_rule`.
+    :func:`companion.adaptation.adapt_with_rule`; one with a state cannot.
     """
     params, own = parted(both)
     if rule_alpha is None:
-        return adapt(loss, params, support, steps=steps, update=partial(rule.apply, own))
+        return adapt(loss, params, support, steps=steps, update=rule.bind(own))
     return adapt_with_rule(loss, params, own, support, steps=steps, apply=rule.apply,
                            rule_alpha=rule_alpha)[0]
 

@@ -2,7 +2,7 @@
 
 The leading axis of every tensor is the run (a seed at a setting), then comes the task: params [run,
 ...], tasks [run, task, ...], settings [run, ...]. Runs do not mix: a fleet gives what its runs give
-one by one.
+one by one. A single run needs no run axis: :func:`run_gradient`.
 """
 
 import warnings
@@ -22,9 +22,8 @@ from companion.errors import Diverged, OutOfMemory
 from companion.meta_optimizers import Params
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
-Gradient = Callable[
-    ..., tuple[Params, torch.Tensor]
-]  # (params, tasks, *settings) of a fleet -> gradients, values
+# (params, tasks, *settings) of a fleet -> gradients, values
+Gradient = Callable[..., tuple[Params, torch.Tensor]]
 Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
 Watch = Callable[[int, Params, torch.Tensor], None]
 _LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
@@ -102,6 +101,23 @@ def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
     return of_fleet
 
 
+def run_gradient(objective: Objective, *, task_chunk: int | None = None,
+                 compiled: bool = False) -> Gradient:
+    """:func:`fleet_gradient` of one run: params and settings have no run axis, tasks [task, ...].
+
+    Gives the gradients and the value []. Arguments and errors as there.
+    """
+    fleet = fleet_gradient(objective, task_chunk=task_chunk, compiled=compiled)
+
+    def gradient(*everything: Any) -> tuple[Params, torch.Tensor]:
+        one: tuple[Params, torch.Tensor] = tree_map(
+            lambda leaf: leaf[0], fleet(*tree_map(lambda leaf: leaf[None], everything))
+        )
+        return one
+
+    return gradient
+
+
 def _pieces(tree: Any, axis: int, size: int | None) -> Iterator[Any]:
     """``tree`` in pieces of at most ``size`` along an axis of every leaf, or whole."""
     length = tree_leaves(tree)[0].shape[axis]
@@ -127,9 +143,8 @@ def _of_one(
         value = objective(leaves, task, *rest)
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True,
                                     materialize_grads=True)
-    return {name: slope[None] for name, slope in zip(leaves, found, strict=True)}, value.detach()[
-        None
-    ]
+    slopes = {name: slope[None] for name, slope in zip(leaves, found, strict=True)}
+    return slopes, value.detach()[None]
 
 
 def _compiled(plain: FunctionType) -> Gradient:
@@ -145,15 +160,11 @@ def _compiled(plain: FunctionType) -> Gradient:
                            plain.__closure__)
         fast = torch.compile(own, dynamic=False, fullgraph=True)
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # the compiler's own deprecations are no concern of the reader's
+            with warnings.catch_warnings():  # the compiler's deprecations, not the reader's
                 warnings.simplefilter("ignore")
                 found: tuple[Params, torch.Tensor] = fast(*arguments)
             chosen.append(fast)
-        except (
-            Exception
-        ):  # no compiler, or nothing it can do: an error of the caller's own comes again below
+        except Exception:  # no compiler, or nothing it can do: a caller's error comes again below
             found = plain(*arguments)
             chosen.append(plain)
         return found
@@ -223,9 +234,8 @@ def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 
 
 def cosine(rate: float, steps: int) -> Callable[[int], float]:
     """A rate that falls from ``rate`` to 0 over ``steps`` along half a cosine."""
-    return lambda step: float(
-        rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2
-    )
+    return lambda step: float(rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
+                              / 2)
 
 
 def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimizer, steps: int,
@@ -234,7 +244,8 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
     """Train a fleet for ``steps`` outer steps; returns the parameters, [run, ...].
 
     Args:
-        gradient: from :func:`fleet_gradient`.
+        gradient: from :func:`fleet_gradient`; or from :func:`run_gradient`, then nothing below has
+            a run axis.
         params: where the runs start, [run, ...]; not changed.
         draw: step -> tasks [run, task, ...]. It must depend on the step alone, so that a resumed
             run sees the same.
@@ -254,7 +265,7 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
         ValueError: steps below 0 or not whole.
     """
     at_least("steps", steps, 0, "0 steps return the start", whole=True)
-    params, moments, start = dict(params), optimizer.init(params), 0
+    params, moments, start, values = dict(params), optimizer.init(params), 0, None
     if checkpoint is not None and checkpoint.path.exists():
         params, moments, start = checkpoints.resume(checkpoint, params, moments)
     for step in range(start, steps):
@@ -268,13 +279,15 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
             params = {name: value - updates[name] for name, value in params.items()}
         if checkpoint is not None and (step + 1) % checkpoint.every == 0 and step + 1 < steps:
             checkpoints.keep(checkpoint, params, moments, step + 1)
-    _look(sum(value.reshape(len(value), -1).sum(1) for value in params.values()), steps)
+    if values is not None:  # a step was made, and they say whether there is a run axis
+        _look(sum(value.reshape(*values.shape, -1).sum(-1) for value in params.values()), steps)
     if checkpoint is not None:
         checkpoint.path.unlink(missing_ok=True)
     return params
 
 
 def _look(values: Any, step: int) -> None:
-    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if bad:
-        raise Diverged(step, f"the objective of run {bad[0]} ({len(bad)} of {len(values)} runs)")
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        which = f" of run {int(bad[0])} ({len(bad)} of {len(values)} runs)" if values.ndim else ""
+        raise Diverged(step, f"the objective{which}")

@@ -17,8 +17,8 @@ PAGES = ["index.html",
          *(f"book/{name}.html"
            for name in ("notation", "landscape/setting", "landscape/gap", "landscape/numerics",
                         "landscape/two_layer", "landscape/images", "depth/shallow",
-                        "depth/linear_layers", "depth/meta_optimizers", "depth/images", "ledger",
-                        "deviations", "reproduce", "api", "bibliography"))]
+                        "depth/linear_layers", "depth/meta_optimizers", "depth/images",
+                        "own_model", "ledger", "deviations", "reproduce", "api", "bibliography"))]
 SIZES = {"desktop": (1280, 900), "telephone": (390, 844)}
 LOOK = """() => ({
   formulas: document.querySelectorAll('.math').length,
