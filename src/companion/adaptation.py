@@ -8,7 +8,6 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves
 
 from companion.meta_optimizers import Alpha, AnyUpdate, Params, as_inner
-from companion.tasks import Task
 
 Loss = Callable[[Params, Any], torch.Tensor]
 
@@ -67,7 +66,7 @@ def after_steps(loss: Loss, params: Params, support: Any, *, steps: Sequence[int
     return [seen[count] for count in counts]
 
 
-def evaluate(loss: Loss, params: Params, tasks: Task, *, steps: Sequence[int], update: AnyUpdate,
+def evaluate(loss: Loss, params: Params, tasks: Any, *, steps: Sequence[int], update: AnyUpdate,
              metrics: Mapping[str, Loss] | None = None,
              chunk_size: int | None = None) -> dict[str, torch.Tensor]:
     """How a model does on the queries of ``tasks`` after each number of inner steps: {metric:
@@ -76,7 +75,7 @@ def evaluate(loss: Loss, params: Params, tasks: Task, *, steps: Sequence[int], u
     Args:
         loss: what adaptation descends on, (params, batch) -> scalar.
         params: of one run, without a run axis; for a fleet ``vmap`` this function.
-        tasks: support and query, every tensor [task, ...].
+        tasks: a :class:`companion.tasks.Task`, every tensor [task, ...].
         steps: numbers of inner steps, in any order; one path serves all.
         update: as in :func:`adapt`.
         metrics: names and functions (params, batch) -> scalar; by default {"loss": loss}.
@@ -139,9 +138,8 @@ def adapt_with_rule(
 
 def _count(steps: int, params: Params, support: Any) -> int:
     if not steps >= 0 or steps % 1:  # in plain Python, which torch.compile can follow
-        raise ValueError(
-            f"steps must be a whole number of at least 0, got {steps}; steps=0 means no adaptation"
-        )
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps}; steps=0 means "
+                         f"no adaptation")
     check_devices(params, support)
     return int(steps)
 

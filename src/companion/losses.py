@@ -21,9 +21,8 @@ def pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if (not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor))
         or x.shape[:1] != y.shape[:1]):
         shapes = [tuple(getattr(side, "shape", ())) for side in (x, y)]
-        raise ValueError(
-            f"x and y must be tensors with as many samples, got shapes {shapes}; samples come first"
-        )
+        raise ValueError(f"x and y must be tensors with as many samples, got shapes {shapes}; "
+                         f"samples come first")
     return x, y
 
 
@@ -37,9 +36,8 @@ def squared_error(apply: Apply) -> Loss:
     def loss(params: Params, batch: Any) -> torch.Tensor:
         x, y = pair(batch)
         outputs = apply(params, x)
-        if (
-            outputs.shape != y.shape
-        ):  # broadcasting [n] against [n, 1] would silently compare all pairs
+        # broadcasting [n] against [n, 1] would silently compare all pairs
+        if outputs.shape != y.shape:
             raise ValueError(
                 f"y must have the outputs' shape {tuple(outputs.shape)}, got {tuple(y.shape)}; "
                 f"reshape it"

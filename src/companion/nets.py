@@ -198,9 +198,8 @@ def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, po
             x = F.conv2d(x, params[f"{i}.conv"], padding=1)
             x = F.batch_norm(x, None, None, params[f"{i}.scale"], params[f"{i}.shift"],
                              training=True, eps=_NORM_SLACK)
-            x = torch.relu(
-                F.max_pool2d(x, 2) if pool else x
-            )  # pooled first: the same, on a quarter of the values
+            # pooled first: the same, on a quarter of the values
+            x = torch.relu(F.max_pool2d(x, 2) if pool else x)
         x = x.flatten(1) if pool else x.mean((-2, -1))
         for name in top:
             x = x @ params[f"{name}.weight"].mT + params[f"{name}.bias"]

@@ -36,9 +36,8 @@ def _fitting(runs: int, chunk_size: int | None) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             now = f"{runs} runs, {chunk_size or 'all'} at once"
-            raise OutOfMemory(
-                f"the fleet must fit into memory, got {now}; pass a smaller chunk_size"
-            ) from error
+            raise OutOfMemory(f"the fleet must fit into memory, got {now}; pass a smaller "
+                              f"chunk_size") from error
         raise
 
 
@@ -189,9 +188,8 @@ Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
 def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
     """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
     if isinstance(rate, int | float) and not 0 < rate < float("inf"):
-        raise ValueError(
-            f"rate must be positive and finite, got {rate}; it is the outer loop's step"
-        )
+        raise ValueError(f"rate must be positive and finite, got {rate}; it is the outer loop's "
+                         f"step")
 
     def at(step: int, like: torch.Tensor) -> float | torch.Tensor:
         now = rate(step) if callable(rate) else rate

@@ -62,9 +62,8 @@ def chain(*updates: AnyUpdate) -> InnerOptimizer:
 def check_rate(alpha: Alpha) -> None:
     """ValueError for a number that is not positive and finite; tensors pass."""
     if not isinstance(alpha, torch.Tensor) and not 0 < alpha < float("inf"):
-        raise ValueError(
-            f"alpha must be positive and finite, got {alpha}; steps=0 switches adaptation off"
-        )
+        raise ValueError(f"alpha must be positive and finite, got {alpha}; steps=0 switches "
+                         f"adaptation off")
 
 
 def sgd(alpha: Alpha) -> Update:
