@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,6 @@ from companion.experiments.images import Arm, Sizes
 from companion.fleets import Budget
 from companion.records import Point, Record, Row
 from companion.tables import Finding
-from companion.tasks import Fleet
 from companion.tasks.episodes import Setting, episode_fleet
 
 ARM = ["source", "method", "inner", "trained", "fraction"]
@@ -72,15 +72,13 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     both if in none, on easy and on hard episodes."""
     setting, arm = config.settings[point["source"]], Arm(point["method"])
     sizes, seeds = replace(config.sizes, inner=point["inner"]), range(config.seeds)
-
-    def groups(environment: str) -> int:
-        return config.packed if environment == "packed" else 0
-
+    groups = {"packed": config.packed}  # elsewhere all
     key = images.training_key("landscape_images", config, point)
     tested = [point["trained"]] if point["trained"] in ENVIRONMENTS else ENVIRONMENTS
     try:
         found = images.train_arm(arm, setting, sizes, seeds, key=key, device=device,
-                                 hard_groups=groups(point["trained"]), fraction=point["fraction"])
+                                 hard_groups=groups.get(point["trained"], 0),
+                                 fraction=point["fraction"])
     except Diverged:
         return [{**point, "environment": environment, "episodes": kind, "loss": None} | row
                 for environment in tested for kind in ("easy", "hard")
@@ -88,41 +86,38 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     model, losses = images.model_of(arm, setting, sizes), dict(zip(seeds, found.loss, strict=True))
     rows = []
     for environment in tested:
-        def fleet(fraction: float, environment: str = environment) -> Fleet:
-            return episode_fleet(setting, seeds, hard_groups=groups(environment),
-                                 fraction=fraction, device=device)
-
-        rates, _ = images.best_rates(fleet(config.base), model, sizes, found.params, config.ks)
+        fleet = partial(episode_fleet, setting, seeds, hard_groups=groups.get(environment, 0),
+                        device=device)
+        rates, _ = images.best_rates(fleet(fraction=config.base), model, sizes, found.params,
+                                     config.ks)
         rows += [{**point, "environment": environment, "episodes": kind}
                  | rounded(loss=losses[row["seed"]]) | row
                  for kind, hard in (("easy", 0.0), ("hard", 1.0))
-                 for row in images.test_rows(fleet(hard), model, sizes, found.params, config.ks,
-                                             rates)]
+                 for row in images.test_rows(fleet(fraction=hard), model, sizes, found.params,
+                                             config.ks, rates)]
     return rows
 
 
 def hard_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Hard episodes, each run at its own inner rate, trained for as many inner steps as the
-    theory."""
+    """Hard episodes, each run at its own inner rate, trained for the one step of the theory."""
     return tables.where(table, rate="own", episodes="hard", inner=table["inner"].min())
 
 
 def gains(table: pd.DataFrame, base: float, source: str, k: int, environment: str) -> Array:
-    """MAML minus NAL-global in accuracy on hard episodes of an environment, by seed; trained at
-    fraction ``base``."""
-    asked = tables.where(hard_rows(table), fraction=base, source=source, k=k,
-                         environment=environment)
-    maml, nal = (tables.by_seed(asked, "accuracy", method=name) for name in ("MAML", "NAL-global"))
+    """MAML - NAL-global in accuracy on hard episodes of an environment, by seed; at fraction
+    ``base``."""
+    maml, nal = (tables.by_seed(hard_rows(table), "accuracy", method=method, fraction=base,
+                                source=source, k=k, environment=environment)
+                 for method in ("MAML", "NAL-global"))
     return maml - nal
 
 
 def differences(table: pd.DataFrame, base: float) -> pd.DataFrame:
     """The :func:`gains` packed minus spread, of every source and k."""
-    keys = hard_rows(table)[["source", "k"]].drop_duplicates()
     return pd.DataFrame([
         {"source": source, "k": k} | tables.columns(tables.difference(
             *(gains(table, base, source, k, environment) for environment in ENVIRONMENTS)))
-        for source, k in keys.itertuples(index=False)])
+        for source, k in hard_rows(table).groupby(["source", "k"], sort=False).groups])
 
 
 def slopes(table: pd.DataFrame, method: str = "MAML") -> pd.DataFrame:
@@ -131,9 +126,8 @@ def slopes(table: pd.DataFrame, method: str = "MAML") -> pd.DataFrame:
     keys, rows = ["source", "environment", "k"], []
     for key, some in tables.where(hard_rows(table), method=method).groupby(keys, sort=False):
         wide = some.pivot_table(index="seed", columns="fraction", values="accuracy")
-        x = np.asarray(wide.columns, dtype=float) - np.mean(np.asarray(wide.columns, dtype=float))
-        rows.append(dict(zip(keys, key, strict=True))
-                    | tables.columns(tables.mean(wide.to_numpy() @ x / (x @ x))))
+        slope = np.polyfit(np.asarray(wide.columns, dtype=float), wide.to_numpy().T, 1)[0]
+        rows.append(dict(zip(keys, key, strict=True)) | tables.columns(tables.mean(slope)))
     return pd.DataFrame(rows)
 
 
