@@ -1,7 +1,7 @@
 """Estimates with their errors, and intervals over seeds."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,15 +112,6 @@ def bootstrap(statistic: Callable[[Array], Array], samples: ArrayLike, *,
     picks = stream(0, purpose).integers(len(array), size=(resamples, len(array)))
     low, high = np.quantile(statistic(array[picks]), [0.025, 0.975])
     return Interval(float(statistic(array)), float(low), float(high))
-
-
-def interval_columns(intervals: Mapping[str, Interval]) -> dict[str, float]:
-    """Named intervals as columns: the value, and its ends as ``<name>_low`` and ``<name>_high``."""
-    columns: dict[str, float] = {}
-    for name, interval in intervals.items():
-        columns |= {name: interval.value, f"{name}_low": interval.low,
-                    f"{name}_high": interval.high}
-    return columns
 
 
 def log_log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:
