@@ -13,6 +13,19 @@ from companion.fleets import Budget, Model, scores
 from companion.meta_optimizers import Params
 from companion.tasks import Fleet
 
+COLLAPSED = ("off", "collapsed", "collapsed_rate", "collapsed_tuned")
+
+
+def collapsed(fleet: Fleet, deep: Model, plain: Model, params: Params, layers: int, budget: Budget,
+              rates: Sequence[float], alphas: Array) -> dict[str, Array]:
+    """The columns COLLAPSED, [run] each: how far outputs are off, the plain model's risk after one
+    step at the fleet's own rates ``alphas``, its best rate, the risk at that one."""
+    product, off = multiplied_out(fleet, deep, plain, params, layers)
+    rate = best_rate(fleet, plain, product, budget, rates, alphas)
+    after = [scores(each, plain, product, budget, [1]).means.risk[:, 0]
+             for each in (fleet, scaled(fleet, rate / alphas))]
+    return dict(zip(COLLAPSED, (off, after[0], rate, after[1]), strict=True))
+
 
 def multiplied_out(fleet: Fleet, deep: Model, plain: Model, params: Params,
                    layers: int) -> tuple[Params, Array]:
