@@ -8,15 +8,61 @@ steps can be afforded.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE / "results" / "images"
 ROUNDS = 5
+SHAPES = {"omniglot": (1, 28, 28), "cifar_fs": (3, 32, 32)}
+
+
+def size(device: str) -> tuple[int, int]:
+    """Runs of a fleet and episodes of a step: those of the full profile on a GPU, one on a CPU."""
+    from companion.experiments.depth_images import PROFILES
+
+    config = PROFILES["full"]
+    return (config.seeds, config.sizes.budget.tasks) if device == "cuda" else (1, 1)
+
+
+def prepared(source: str, blocks: int, method: str, name: str,
+             device: str) -> tuple[Callable[[], Any], dict[str, int]]:
+    """The step of a fleet of the full profile on random images, and how many numbers its model and
+    rule have."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    from companion import fleets, nets
+    from companion.experiments.depth_images import MODELS, PROFILES
+    from companion.losses import cross_entropy
+    from companion.objectives import counted
+    from companion.streams import torch_stream
+    from companion.tasks import Fleet
+    from companion.tasks.episodes import Pool, sample
+
+    config, shape, (rule, layers) = PROFILES["full"], SHAPES[source], MODELS[name]
+    setting, sizes = config.settings[source], config.sizes
+    runs, batch = size(device)
+    rng = torch_stream(0, "benchmarks/images")
+    images = torch.randint(256, (40 * 20, *shape), generator=rng, dtype=torch.uint8)
+    pool = Pool(images, 20 * torch.arange(40), torch.full((40,), 20),
+                torch.zeros(40, dtype=torch.long))
+    tasks = tree_map(lambda leaf: leaf.unflatten(0, (runs, batch)).to(device),
+                     sample(pool, rng, episodes=runs * batch, ways=setting.ways,
+                            shots=setting.shots, queries=setting.queries))
+    alpha = torch.full((runs,), setting.alpha, device=device)
+    fleet = Fleet("few_shot", tuple(range(runs)), (), alpha, lambda *_: lambda step: tasks,
+                  lambda task: task, cross_entropy, chunk=1 if device == "cpu" else None)
+    net = nets.cnn(shape, sizes.filters, blocks, setting.ways, linear_layers=layers)
+    adapted = nets.head_names(net.init(rng)) if method == "ANIL" else None
+    model = fleets.Model(net, rule=rule, steps=sizes.inner, adapted=adapted)
+    params, gradient = fleets.start(fleet, model), fleets.gradient(fleet, model)
+    return lambda: gradient(params, tasks, alpha), counted(params)
 
 
 def main() -> None:
@@ -24,64 +70,38 @@ def main() -> None:
     import torch
 
     from bench import machine
-    from companion.experiments import depth_images, few_shot
-    from companion.experiments.few_shot import Fleet, Model
-    from companion.objectives import counted
-    from companion.streams import torch_stream
-    from companion.tasks.episodes import Pool
-    from companion.tasks.sources import SPLITS
+    from companion.experiments.depth_images import PROFILES
 
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    device = parser.parse_args().device
-    config = depth_images.PROFILES["full"]
-    runs, batch = (config.seeds, config.sizes.meta_batch) if device == "cuda" else (1, 1)
-    shapes = {"omniglot": (1, 28, 28), "cifar_fs": (3, 32, 32)}
-    cases = {}
-    for setting in config.settings:
-        rng = torch_stream(0, "benchmarks/images")
-        images = torch.randint(256, (40 * 20, *shapes[setting.source]), generator=rng,
-                               dtype=torch.uint8)
-        pool = Pool(images, 20 * torch.arange(40), torch.full((40,), 20),
-                    torch.zeros(40, dtype=torch.long))
-        pool = Pool(*(part.to(device) for part in pool))
-        hard = dict.fromkeys(SPLITS, ((),) * runs)
-        of = Fleet(setting, tuple(range(runs)), dict.fromkeys(SPLITS, pool), hard, device=device)
-        for blocks in config.blocks:
-            sizes = replace(config.sizes, blocks=blocks)
-            for method in config.methods:
-                for name in config.models:
-                    model = Model(method, *depth_images.MODELS[name])
-                    params = few_shot.start(of, model, sizes)
-                    step = few_shot.gradient(of, model, sizes)
-                    tasks = of.draw("train", "benchmark", batch)(0)
-                    cases[setting.source, blocks, method, name] = (step, params, tasks)
+    device, config = parser.parse_args().device, PROFILES["full"]
+    cases = {case: prepared(*case, device)
+             for case in itertools.product(config.settings, config.blocks, config.methods,
+                                           config.models)}
 
-    def seconds(case: tuple[object, ...]) -> float:
-        step, params, tasks = cases[case]
+    def seconds(step: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        step(params, tasks)
+        step()
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    for case in cases:
-        seconds(case)
+    for step, _ in cases.values():
+        seconds(step)
     taken: dict[tuple[object, ...], list[float]] = {case: [] for case in cases}
     for _ in range(ROUNDS):
-        for case in cases:
-            taken[case].append(1e3 * seconds(case))
+        for case, (step, _) in cases.items():
+            taken[case].append(1e3 * seconds(step))
     rows = []
-    for case, (_, params, _) in cases.items():
-        rows.append(dict(zip(("source", "blocks", "method", "model"), case, strict=True))
-                    | counted(params)
+    for case, (_, numbers) in cases.items():
+        rows.append(dict(zip(("source", "blocks", "method", "model"), case, strict=True)) | numbers
                     | {"median_ms": statistics.median(taken[case]), "least_ms": min(taken[case])})
         print(rows[-1], flush=True)
-    told = {"machine": machine(device), "rounds": ROUNDS, "runs": runs, "episodes": batch,
-            "rows": rows}
+    result = {"machine": machine(device), "rounds": ROUNDS,
+              **dict(zip(("runs", "episodes"), size(device), strict=True)), "rows": rows}
     TARGET.mkdir(parents=True, exist_ok=True)
-    (TARGET / f"cnn-{device}.json").write_text(json.dumps(told, indent=2) + "\n")
+    (TARGET / f"cnn-{device}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

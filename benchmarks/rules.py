@@ -28,13 +28,12 @@ def cases() -> list[tuple[str, int, bool]]:
     return plain + [(name, 3, True) for name in RULES if name != "SGD"]
 
 
-def prepared(
-    rule: str, steps: int, adapting: bool, compiled: bool, runs: int | None = None
-) -> tuple[Callable[[], Any], int, int]:
+def prepared(rule: str, steps: int, adapting: bool, compiled: bool,
+             runs: int | None = None) -> tuple[Callable[[], Any], int, int]:
     """The step of a fleet with a rule of its own in every run, how many runs, and numbers in a
     rule."""
     from companion.meta_optimizers import RULES
-    from companion.objectives import learned
+    from companion.objectives import joined, learned
     from companion.training import fleet_gradient
     from works import WORKS
 
@@ -43,19 +42,18 @@ def prepared(
     params, tasks = work.data()
     made = RULES[rule](work.alpha)
     one = made.init({name: value[0] for name, value in params.items()})
-    own = {f"rule/{name}": value.expand(work.runs, *value.shape).contiguous()
-           for name, value in one.items()}
+    both = joined(params, {name: value.expand(work.runs, *value.shape).contiguous()
+                           for name, value in one.items()})
     objective = learned(work.loss, steps=steps, rule=made, rule_alpha=0.01 if adapting else None)
     gradient = fleet_gradient(objective, compiled=compiled)
-    return (lambda: gradient(params | own, tasks), work.runs,
+    return (lambda: gradient(both, tasks), work.runs,
             sum(value.numel() for value in one.values()))
 
 
 def peak(rule: str, steps: int, adapting: bool) -> float:
     """Megabytes that a step holds at most beyond what the process held before it (Linux)."""
-    prepared(rule, steps, adapting, compiled=False, runs=1)[
-        0
-    ]()  # loads what the step needs of torch
+    once, _, _ = prepared(rule, steps, adapting, compiled=False, runs=1)
+    once()  # loads what the step needs of torch
     step, _, _ = prepared(rule, steps, adapting, compiled=False)
 
     def held(kind: str) -> float:
@@ -82,15 +80,13 @@ def main() -> None:
 
     found = {}
     for case in cases():
-        modes = (
-            ("plain", "compiled") if case[1] == 1 else ("plain",)
-        )  # several steps take minutes to compile
+        # several steps take minutes to compile
+        modes = ("plain", "compiled") if case[1] == 1 else ("plain",)
         found[case] = {mode: prepared(*case, compiled=mode == "compiled") for mode in modes}
         for step, _, _ in found[case].values():
             step()
-    taken: dict[tuple[Any, str], list[float]] = {
-        (case, mode): [] for case in found for mode in found[case]
-    }
+    taken: dict[tuple[Any, str], list[float]] = {(case, mode): [] for case in found
+                                                 for mode in found[case]}
     for _ in range(ROUNDS):
         for case, modes in found.items():
             for mode, (step, runs, _) in modes.items():
@@ -103,13 +99,12 @@ def main() -> None:
         memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         times = {f"{mode}_us": statistics.median(taken[case, mode]) for mode in modes}
         least = {f"{mode}_least_us": min(taken[case, mode]) for mode in modes}
-        told = dict(zip(("rule", "steps", "adapting"), case, strict=True))
-        rows.append(told | {"own_parameters": modes["plain"][2], "peak_mb": memory} | times | least)
+        rows.append(dict(zip(("rule", "steps", "adapting"), case, strict=True))
+                    | {"own_parameters": modes["plain"][2], "peak_mb": memory} | times | least)
         print(rows[-1], flush=True)
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(
-        json.dumps({"machine": machine("cpu"), "rounds": ROUNDS, "rows": rows}, indent=2) + "\n"
-    )
+    result = {"machine": machine("cpu"), "rounds": ROUNDS, "rows": rows}
+    TARGET.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 do the same (paper D, claim D4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.func import grad, vjp, vmap
 
@@ -21,8 +20,7 @@ from companion.tables import Finding
 from companion.tasks import Fleet
 from companion.tasks.readouts import readout_fleet, spread
 
-BOTTOM, UPPER = (0, 1), (2, 3)  # hidden layers; the fifth layer is the head
-_ROUNDS = 60  # of the alternating fit
+BOTTOM, HIDDEN = (0, 1), 4  # bottom layers, and how many are below the head, the fifth
 CASE = ["activation", "look", "layer"]
 
 
@@ -47,8 +45,7 @@ class Config:
 
 
 PROFILES = {
-    "quick": Config(looks=(0, 200), pairs=150, seeds=5,
-                    budget=Budget(steps=200, tasks=20, rate=0.04, query=50)),
+    "quick": Config(looks=(0, 200), pairs=150, seeds=5, budget=replace(Config.budget, steps=200)),
     "full": Config(),
 }
 
@@ -67,48 +64,40 @@ def fleet_of(config: Config, device: str = "cpu") -> Fleet:
                          device=device)
 
 
-def network(config: Config, activation: str, hidden: int = len(BOTTOM + UPPER)) -> Net:
+def network(config: Config, activation: str, hidden: int = HIDDEN) -> Net:
     """The ``hidden`` layers are as wide as the inputs, so that all have one shape."""
     return nets.mlp((*[config.dim] * (hidden + 1), config.outputs), activation, bias=False)
 
 
 def bottom_gradients(config: Config, fleet: Fleet, activation: str, params: Params,
-                     purpose: str) -> tuple[dict[int, Array], dict[int, Array]]:
-    """Gradients of the bottom layers on drawn supports, layer -> [run, task, dim, dim].
-
-    First those in the whole network; then those in the smaller one, the bottom layers with the head
-    upon them, for the same errors at the outputs.
-    """
+                     purpose: str) -> tuple[Array, ...]:
+    """Gradients of the bottom layers on drawn supports, [layer, run, task, dim, dim]: in the whole
+    network; and with the head upon the bottom layers, for the same errors at the outputs."""
     whole, small = network(config, activation), network(config, activation, len(BOTTOM))
     loss, names = fleet.loss(whole.apply), [f"{i}.weight" for i in BOTTOM]
-    head = {f"{len(BOTTOM)}.weight": f"{len(BOTTOM + UPPER)}.weight"}
 
     def both(params: Params, normal: dict[str, torch.Tensor], family: Any) -> tuple[Params, Params]:
         x, y = fleet.make(normal, family).support
-        full = grad(loss)(params, (x, y))
-        top = {name: params[source] for name, source in head.items()}
-        bottom = {name: params[name] for name in names}
-        back = vjp(lambda some: small.apply(some | top, x), bottom)[1]
-        return {name: full[name] for name in names}, back((whole.apply(params, x) - y) / len(y))[0]
+        head = {f"{len(BOTTOM)}.weight": params[f"{HIDDEN}.weight"]}
+        back = vjp(lambda some: small.apply(some | head, x), {n: params[n] for n in names})[1]
+        return grad(loss)(params, (x, y)), back((whole.apply(params, x) - y) / len(y))[0]
 
     normal = fleet.draw(fleet, purpose, config.pairs, 0)(0)
     sides = vmap(vmap(both, in_dims=(None, 0, None)))(params, normal, *fleet.settings)
-    first, second = ({i: side[name].cpu().numpy() for i, name in zip(BOTTOM, names, strict=True)}
-                     for side in sides)
-    return first, second
+    return tuple(np.stack([side[name].cpu().numpy() for name in names]) for side in sides)
 
 
-def fit_kronecker(inputs: Array, targets: Array) -> tuple[Array, Array]:
+def fit_kronecker(inputs: Array, targets: Array, rounds: int = 60) -> tuple[Array, Array]:
     """The factors (left, right) of least sum over tasks of ``|left G right - target|^2``, [task, n,
     m] each: an external optimizer, fitted by least squares for one factor after the other."""
     left, right = np.eye(inputs.shape[1]), np.eye(inputs.shape[2])
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         moved = left @ inputs
-        right = np.linalg.pinv(np.einsum("tai,taj->ij", moved, moved)) @ np.einsum(
-            "tai,taj->ij", moved, targets)
+        gram, cross = (np.einsum("tai,taj->ij", moved, side) for side in (moved, targets))
+        right = np.linalg.pinv(gram) @ cross
         moved = inputs @ right
-        left = np.einsum("tai,tbi->ab", targets, moved) @ np.linalg.pinv(
-            np.einsum("tai,tbi->ab", moved, moved))
+        gram, cross = (np.einsum("tai,tbi->ab", side, moved) for side in (moved, targets))
+        left = cross @ np.linalg.pinv(gram)
     return left, right
 
 
@@ -119,20 +108,19 @@ def cosine(a: Array, b: Array) -> float:
 
 
 def compare(config: Config, fleet: Fleet, activation: str, params: Params) -> list[Row]:
-    """A row for every layer and seed: the mean cosine on held-out tasks between the layer's
-    gradients in the whole network and in the small one, ``raw``, after the fitted rule,
-    ``aligned``, and after that of the other layer, ``shuffled``."""
+    """A row for every layer and seed: the mean cosine on held-out tasks of its gradients in the two
+    networks, ``raw``, after its fitted rule, ``aligned``, and the other layer's, ``shuffled``."""
     fit, test = (bottom_gradients(config, fleet, activation, params, f"align/{side}")
                  for side in ("fit", "test"))
     rows = []
     for run, seed in enumerate(fleet.seeds):
-        rules = {layer: fit_kronecker(fit[1][layer][run], fit[0][layer][run]) for layer in BOTTOM}
-        for layer, other in zip(BOTTOM, BOTTOM[::-1], strict=True):
-            target, small = test[0][layer][run], test[1][layer][run]
-            cosines = {name: cosine(left @ small @ right, target) for name, (left, right) in
-                       (("aligned", rules[layer]), ("shuffled", rules[other]))}
-            rows.append({"layer": layer, "seed": seed}
-                        | rounded(raw=cosine(small, target), **cosines))
+        rules = [fit_kronecker(fit[1][layer, run], fit[0][layer, run]) for layer in BOTTOM]
+        for layer in BOTTOM:
+            target, small = (side[layer, run] for side in test)
+            aligned, shuffled = (cosine(left @ small @ right, target)
+                                 for left, right in (rules[layer], rules[1 - layer]))
+            rows.append({"layer": layer, "seed": seed} | rounded(
+                raw=cosine(small, target), aligned=aligned, shuffled=shuffled))
     return rows
 
 
@@ -151,14 +139,10 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
             for row in compare(config, fleet, activation, kept[look])]
 
 
-def above(table: pd.DataFrame) -> pd.DataFrame:
-    """How far the fitted rule's cosine is above that of the other layer's rule."""
-    return tables.contrast(table, CASE, "aligned", "shuffled", tables.difference)
-
-
 def nonlinear(record: Record) -> Finding:
     """D4: in nonlinear networks the fitted rule is above the control, at every look."""
-    rows = tables.where(above(record.table), activation=("relu", "tanh"))
+    rows = tables.contrast(tables.where(record.table, activation=("relu", "tanh")), CASE, "aligned",
+                           "shuffled", tables.difference)
     return tables.judge(rows, "cosine above that of the other layer's rule", CASE, above=0)
 
 
