@@ -199,8 +199,9 @@ def test_unknown_profile(profile: str) -> None:
 def test_the_claims_of_the_papers() -> None:
     """Every claim is listed, its chapter exists, and its links lead to labels of the book."""
     entries = claims.listed()
-    assert [entry["id"] for entry in entries] == ["L1", "L2", "L3", "L4", "L5", "L6", "D1", "D2",
-                                                  "D3", "D4"]
+    ids = [entry["id"] for entry in entries]
+    assert {"L1", "L2", "L3", "L4", "L5", "L6", "D1", "D2", "D3", "D4"} <= set(ids)
+    assert len(set(ids)) == len(ids)
     for entry in entries:
         assert (ROOT / f"{entry['chapter']}.md").exists()
         for part in entry["parts"]:

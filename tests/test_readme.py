@@ -30,7 +30,7 @@ def test_the_example_of_a_meta_optimizer() -> None:
 
 def test_the_example_of_images() -> None:
     names: dict[str, object] = {}
-    setup, last = BLOCKS[4].rsplit("\n", 2)[:2]
+    setup, last = BLOCKS[5].rsplit("\n", 2)[:2]
     exec(setup, names)
     expression, said = last.split("  # ")
     assert list(eval(expression, names)) == eval(said.split(":")[0])
@@ -46,6 +46,17 @@ def test_the_example_trains_a_fleet() -> None:
     before = eval(last.split("  # ")[0].replace("trained", "params"), names)
     assert after.shape == (8,)
     assert (after < 0.8 * before).all()
+
+
+def test_the_example_of_fleets() -> None:
+    names: dict[str, object] = {}
+    exec(BLOCKS[4], names)
+    said = [line.split("  # ") for line in BLOCKS[4].splitlines() if line.startswith("family.risk")]
+    assert len(said) == 2
+    for expression, text in said:
+        assert eval(expression, names) == pytest.approx(float(text.split(":")[0]), abs=0.0005)
+    nal = eval("family.risk(family.minimiser_nal(), 0.8, 10)", names)
+    assert nal == pytest.approx(0.308, abs=0.0005)
 
 
 def test_the_example() -> None:

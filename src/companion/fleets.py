@@ -78,7 +78,7 @@ def start(fleet: Fleet, model: Model) -> Params:
 
 
 def objective(fleet: Fleet, model: Model) -> training.Objective:
-    """What the model minimises: (params, drawn, *settings, alpha) -> scalar, for one task."""
+    """What the model minimises: ``(params, drawn, *settings, alpha)`` -> scalar, for one task."""
     loss = fleet.loss(model.net.apply)
 
     def plain(params: Params, task: Task) -> torch.Tensor:
@@ -97,7 +97,7 @@ def objective(fleet: Fleet, model: Model) -> training.Objective:
 
 
 def gradient(fleet: Fleet, model: Model) -> training.Gradient:
-    """The meta-gradient of the fleet: (params, drawn, *settings, alpha) -> gradients, values."""
+    """Its meta-gradient: ``(params, drawn, *settings, alpha)`` -> gradients, values."""
     return training.fleet_gradient(objective(fleet, model), chunk_size=fleet.chunk,
                                    task_chunk=fleet.chunk)
 

@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sympy as sp
+import yaml
 
 import book
 from companion.theory.landscape_proofs import derive, symbols
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-PAGES = ["index.html",
-         *(f"book/{name}.html"
-           for name in ("notation", "landscape/setting", "landscape/gap", "landscape/numerics",
-                        "landscape/two_layer", "landscape/images", "depth/shallow",
-                        "depth/linear_layers", "depth/meta_optimizers", "depth/images",
-                        "own_model", "ledger", "deviations", "reproduce", "api", "bibliography"))]
+LISTED = [entry["file"].removesuffix(".ipynb")
+          for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+          for entry in part["chapters"]]
+PAGES = [f"{name}.html" for name in ("index", *LISTED)]
 SIZES = {"desktop": (1280, 900), "telephone": (390, 844)}
 LOOK = """() => ({
   formulas: document.querySelectorAll('.math').length,
@@ -47,6 +46,9 @@ def test_no_page_is_left_out() -> None:
     assert built - {"genindex.html", "search.html", "py-modindex.html", "prf-prf.html"} == set(
         PAGES
     )
+    written = {path.relative_to(ROOT).with_suffix("").as_posix()
+               for path in (ROOT / "book").rglob("*.md")}
+    assert written == set(LISTED)
 
 
 @pytest.mark.parametrize("size", SIZES)

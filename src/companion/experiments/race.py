@@ -67,14 +67,14 @@ def family_of(config: Config, point: Point) -> LinearFamily:
 def paths(fleet: Fleet, model: Model, budget: Budget, begin: Array,
           optimizer: Optimizer) -> Array:
     """Every iterate of a linear model from ``begin`` [run, d]: [step + 1, run, d]."""
-    found: list[Array] = []
+    iterates: list[Array] = []
 
     def watch(step: int, params: Params, values: torch.Tensor) -> None:
-        found.append(params["0.weight"][:, 0].numpy())
+        iterates.append(params["0.weight"][:, 0].numpy())
 
     last = train(fleet, model, budget, begin={"0.weight": torch.from_numpy(begin)[:, None]},
                  optimizer=optimizer, watch=watch)
-    return np.stack([*found, last["0.weight"][:, 0].numpy()])
+    return np.stack([*iterates, last["0.weight"][:, 0].numpy()])
 
 
 def steps_to_reach(risks: Array, target: float) -> Array:
