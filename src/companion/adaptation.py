@@ -52,7 +52,9 @@ def after_steps(loss: Loss, params: Params, support: Any, *, steps: Sequence[int
     for step in range(1, max(counts, default=0) + 1):
         at = {name: value.detach() for name, value in params.items()} if first_order else params
         updates, state = inner.update(grad(loss)(at, support), state, at)
-        seen[step] = params = _moved(params, updates)
+        params = _moved(params, updates)
+        if step in counts:
+            seen[step] = params
     return [seen[count] for count in counts]
 
 
