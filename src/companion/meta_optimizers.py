@@ -14,8 +14,18 @@ from typing import NamedTuple
 import torch
 
 from companion.checks import at_least
-from companion.updates import (Alpha, AnyUpdate, InnerOptimizer, Params, Update, as_inner, chain,
-                               check_rate, momentum, sgd)
+from companion.updates import (
+    Alpha,
+    AnyUpdate,
+    InnerOptimizer,
+    Params,
+    Update,
+    as_inner,
+    chain,
+    check_rate,
+    momentum,
+    sgd,
+)
 
 __all__ = ["RULES", "Alpha", "AnyUpdate", "InnerOptimizer", "Params", "Rule", "Update", "as_inner",
            "as_matrix", "chain", "fixed_rate", "kfo", "learned_rate", "meta_curvature", "meta_sgd",
