@@ -21,9 +21,8 @@ class Checkpoint(NamedTuple):
 
 
 def _state(params: Params, moments: Params) -> dict[str, torch.Tensor]:
-    parts = {"params": params, "moments": moments}
     return {f"{part}/{name}": value.contiguous()
-            for part, tree in parts.items()
+            for part, tree in (("params", params), ("moments", moments))
             for name, value in tree.items()}
 
 
@@ -49,8 +48,8 @@ def resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Par
     path = checkpoint.path
     with naming(path, "read"):
         content = path.read_bytes()
-    stated, data = content[:32], content[32:]
-    if hashlib.sha256(data).digest() != stated:
+    data = content[32:]
+    if hashlib.sha256(data).digest() != content[:32]:
         raise RecordError(f"{path} must match its hash, got an altered or cut file; remove it to "
                           "start afresh")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -58,8 +57,7 @@ def resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Par
         raise RecordError(f"{path} must be the checkpoint of this run, got that of another; "
                           "remove it")
     kept = load(data)
-
-    def back(part: str, tree: Params) -> Params:
-        return {name: kept[f"{part}/{name}"].to(value.device) for name, value in tree.items()}
-
-    return back("params", params), back("moments", moments), int(header["step"])
+    params, moments = ({name: kept[f"{part}/{name}"].to(value.device)
+                        for name, value in tree.items()}
+                       for part, tree in (("params", params), ("moments", moments)))
+    return params, moments, int(header["step"])
