@@ -70,10 +70,11 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
     sine = distance / (2 * length * math.sqrt(hidden))  # of half the angle
     easy = (1 - 2 * sine**2) * hard + 2 * sine * math.sqrt(1 - sine**2) * aside
     cut = torch.special.ndtri(torch.tensor(hard_fraction, dtype=dtype))
-    spread = [math.sqrt(variance / (hidden * dim)) for variance in (var_easy, var_hard)]
-    rho = torch.tensor((rho_easy, rho_hard), dtype=dtype)
-    return Teachers(length * torch.stack([easy, hard]),
-                    *(t.to(generator.device) for t in (rho, torch.tensor(spread, dtype=dtype), cut)))
+    numbers = torch.tensor([[rho_easy, rho_hard],
+                            [math.sqrt(variance / (hidden * dim))
+                             for variance in (var_easy, var_hard)]], dtype=dtype)
+    return Teachers(length * torch.stack([easy, hard]), *numbers.to(generator.device),
+                    cut.to(generator.device))
 
 
 def shapes(of: Teachers, tasks: int, samples: int = 0) -> dict[str, tuple[int, ...]]:
@@ -157,7 +158,7 @@ def mean_curvature(activation: str, of: Teachers, group: int, seed: int,
 
 def population(activation: str) -> Loss:
     """The exact loss on a batch (teacher, rho)."""
-    return lambda params, batch: population_loss(params["weight"], *batch, activation)
+    return lambda params, batch: population_loss(params["weight"], batch[0], batch[1], activation)
 
 
 def teacher_fleet(activation: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *,
