@@ -162,12 +162,9 @@ def as_matrix(name: str, value: torch.Tensor) -> torch.Tensor:
 
 def _identities(params: Params, layers: Sequence[str]) -> Params:
     """Identities for every parameter and layer: a left factor [n, n] and a right one [m, m]."""
-    made: Params = {}
-    for name, value in params.items():
-        n, m = as_matrix(name, value).shape[-2:]
-        for layer in layers:
-            made |= {f"{name}.L{layer}": _eye(n, value), f"{name}.R{layer}": _eye(m, value)}
-    return made
+    return {f"{name}.{side}{layer}": _eye(size, value)
+            for name, value in params.items() for layer in layers
+            for side, size in zip("LR", as_matrix(name, value).shape[-2:], strict=True)}
 
 
 def _sandwich(rule: Params, name: str, matrix: torch.Tensor, layer: str = "", *,
@@ -219,7 +216,7 @@ def nonlinear_kfo(alpha: Alpha) -> Rule:
     return Rule(init, apply)
 
 
-RULES: dict[str, Callable[[Alpha], Rule]] = {"SGD": fixed_rate, "learned rate": learned_rate,
-                                             "Meta-SGD": meta_sgd, "Meta-Curvature": meta_curvature,
-                                             "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
-                                             "KFO, nonlinear": nonlinear_kfo}
+RULES: dict[str, Callable[[Alpha], Rule]] = {
+    "SGD": fixed_rate, "learned rate": learned_rate, "Meta-SGD": meta_sgd,
+    "Meta-Curvature": meta_curvature, "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
+    "KFO, nonlinear": nonlinear_kfo}

@@ -55,13 +55,12 @@ def from_module(module: nn.Module | Callable[[], nn.Module]) -> Net:
         return {name: values[name].detach().to(generator.device, dtype, copy=True)
                 for name in learned}
 
-    def apply(params: Params, x: torch.Tensor) -> torch.Tensor:
+    def apply(params: Params, x: torch.Tensor) -> Any:
         like = next(iter(params.values()))
         held = {name: value.to(like.device, like.dtype if value.is_floating_point() else None)
                 for name, value in constants.items()}
-        given = {f"module.{name}": value for name, value in params.items()} | held
-        outputs: torch.Tensor = functional_call(frame, given, (x,))
-        return outputs
+        given = {f"module.{name}": value for name, value in params.items()}
+        return functional_call(frame, given | held, (x,))
 
     return Net(init, apply)
 
@@ -82,8 +81,8 @@ def _check(module: nn.Module) -> None:
             continue
         require(getattr(part, "running_mean", None) is None, label, "leave its buffers as they are",
                 "running statistics", "pass track_running_stats=False, or call .eval()")
-        rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(
-            part, "dropout", 0.0)
+        place = "p" if isinstance(part, nn.modules.dropout._DropoutNd) else "dropout"
+        rate = getattr(part, place, 0.0)
         require(not isinstance(rate, int | float) or rate == 0, label, "draw nothing at random",
                 f"dropout {rate}", "set it to 0, or call .eval()")
 

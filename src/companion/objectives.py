@@ -1,7 +1,7 @@
 """What the outer loop minimises, for one task: objective(params, task) -> scalar."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
@@ -13,12 +13,13 @@ from companion.tasks import Task
 Objective = Callable[[Params, Task], torch.Tensor]
 
 
-def _sides(task: Any) -> Task:
-    """``task`` if it has the two sides of a task; ValueError otherwise."""
+def _sides(params: Params, task: Any) -> tuple[Any, Any]:
+    """Support and query of ``task``; ValueError where one is missing, or on another device."""
     if not (hasattr(task, "support") and hasattr(task, "query")):
         raise ValueError(f"a task must have support and query, got {type(task).__name__}; use "
                          f"companion.tasks.Task")
-    return cast(Task, task)
+    check_devices(params, task.query)
+    return task.support, task.query
 
 
 def nal(loss: Loss) -> Objective:
@@ -36,8 +37,7 @@ def nal(loss: Loss) -> Objective:
         return torch.cat([support, query])
 
     def objective(params: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(task)
-        check_devices(params, query)
+        support, query = _sides(params, task)
         return loss(params, tree_map(stacked, support, query))
 
     return objective
@@ -45,8 +45,7 @@ def nal(loss: Loss) -> Objective:
 
 def _adaptive(loss: Loss, steps: int, update: AnyUpdate, first_order: bool) -> Objective:
     def objective(params: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(task)
-        check_devices(params, query)
+        support, query = _sides(params, task)
         return loss(adapt(loss, params, support, steps=steps, update=update,
                           first_order=first_order), query)
 
@@ -117,8 +116,7 @@ def parted(both: Params) -> tuple[Params, Params]:
 
 
 def counted(both: Params) -> dict[str, int]:
-    """How many numbers a run of a fleet has, out of :func:`joined`, [run, ...]: the model's
-    ``parameters``, and its meta-optimizer's ``own_parameters``."""
+    """How many numbers a run of a fleet has: the model, and as ``own_parameters`` its rule."""
     model, rule = (sum(value[0].numel() for value in part.values()) for part in parted(both))
     return {"parameters": model, "own_parameters": rule}
 
@@ -149,10 +147,9 @@ def learned(loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = No
     split = (lambda params: ({}, params)) if adapted is None else _splitter(adapted)
 
     def objective(both: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(task)
         params, own = parted(both)
+        support, query = _sides(params, task)
         fixed, inner = split(params)
-        check_devices(params, query)
 
         def part(some: Params, batch: Any) -> torch.Tensor:
             return loss(fixed | some, batch)

@@ -22,8 +22,7 @@ from companion.errors import Diverged, OutOfMemory
 from companion.meta_optimizers import Params
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
-# (params, tasks, *settings) of a fleet -> gradients, values
-Gradient = Callable[..., tuple[Params, torch.Tensor]]
+Gradient = Callable[..., tuple[Params, torch.Tensor]]  # of a fleet -> gradients, values
 Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
 Watch = Callable[[int, Params, torch.Tensor], None]
 _LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
@@ -61,35 +60,30 @@ def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
         if size is not None:
             at_least(name, size, 1, "leave it out to compute all at once", whole=True)
 
-    def of_run(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    def of_run(params: Params, tasks: Any, *settings: Any) -> Any:
         axes = (None, 0, *[None] * len(settings))
         each = vmap(grad_and_value(objective), in_dims=axes)(params, tasks, *settings)
-        total: tuple[Params, torch.Tensor] = tree_map(lambda leaf: leaf.sum(0), each)
-        return total
+        return tree_map(lambda leaf: leaf.sum(0), each)
 
-    def of_block(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    def of_block(params: Params, tasks: Any, *settings: Any) -> Any:
         if tree_leaves(tasks)[0].shape[:2] == (1, 1) and not torch.compiler.is_compiling():
             return _of_one(objective, params, tasks, *settings)
-        found: tuple[Params, torch.Tensor] = vmap(of_run)(params, tasks, *settings)
-        return found
+        return vmap(of_run)(params, tasks, *settings)
 
     block = _compiled(cast(FunctionType, of_block)) if compiled else of_block
 
-    def of_runs(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    def of_runs(params: Params, tasks: Any, *settings: Any) -> Any:
         parts = [block(params, some, *settings) for some in _pieces(tasks, 1, task_chunk)]
         count = tree_leaves(tasks)[0].shape[1]
-        mean: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: sum(leaves) / count, *parts)
-        return mean
+        return tree_map(lambda *leaves: sum(leaves) / count, *parts)
 
-    def of_fleet(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        everything = (params, tasks, *settings)
+    def of_fleet(*everything: Any) -> Any:  # params, tasks, *settings
         runs = {int(leaf.shape[0]) for leaf in tree_leaves(everything)}
         require(len(runs) == 1, "params, tasks and settings", "start with one run axis",
                 sorted(runs), "stack the runs")
         with _fitting(runs.pop(), chunk_size):
             parts = [of_runs(*some) for some in _pieces(everything, 0, chunk_size)]
-            found: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: torch.cat(leaves), *parts)
-        return found
+            return tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
     return of_fleet
 
@@ -138,7 +132,7 @@ def _compiled(plain: FunctionType) -> Gradient:
     """``plain`` through ``torch.compile``, or itself where the compiler cannot be had."""
     chosen: list[Gradient] = []
 
-    def first(*arguments: Any) -> tuple[Params, torch.Tensor]:
+    def first(*arguments: Any) -> Any:
         if chosen:
             return chosen[0](*arguments)
         # torch counts recompilations by code object, which all fleets share, and gives up after
@@ -149,7 +143,7 @@ def _compiled(plain: FunctionType) -> Gradient:
         try:
             with warnings.catch_warnings():  # the compiler's deprecations, not the reader's
                 warnings.simplefilter("ignore")
-                found: tuple[Params, torch.Tensor] = fast(*arguments)
+                found = fast(*arguments)
             chosen.append(fast)
         except Exception:  # no compiler, or nothing it can do: a caller's error comes again below
             found = plain(*arguments)
@@ -174,9 +168,8 @@ Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
 
 def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
     """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
-    if isinstance(rate, int | float) and not 0 < rate < float("inf"):
-        raise ValueError(f"rate must be positive and finite, got {rate}; it is the outer loop's "
-                         f"step")
+    require(not isinstance(rate, int | float) or 0 < rate < float("inf"), "rate",
+            "be positive and finite", rate, "it is the outer loop's step")
 
     def at(step: int, like: torch.Tensor) -> float | torch.Tensor:
         now = rate(step) if callable(rate) else rate

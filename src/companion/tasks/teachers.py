@@ -7,7 +7,7 @@ hardness. Everything but :func:`teacher_fleet` is for one task.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ _DRAWS = 4000  # inputs for a mean that has no closed form
 class Teachers(NamedTuple):
     """A family: T = centres[group] + spread[group] z, x ~ N(0, rho[group] I), y = f(T; x).
 
-    ``centres`` [group, hidden, dim], ``rho`` [group], ``spread`` [group] (standard deviation of one
-    weight), and ``cut`` [], the normal quantile of the probability of a hard task.
+    ``centres`` are [group, hidden, dim], ``rho`` and ``spread`` [group]; ``cut`` [] is the normal
+    quantile of the probability of a hard task.
     """
 
     centres: torch.Tensor
@@ -55,10 +55,9 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
     at_least("hidden", hidden, 1, "a network has hidden units", whole=True)
     require(2 * hidden <= dim, "hidden", f"be at most dim / 2 = {dim / 2:g}", hidden,
             "every row turns in a plane")
-    for name, value in {"rho_easy": rho_easy, "rho_hard": rho_hard, "length": length}.items():
+    for name, value in (("rho_easy", rho_easy), ("rho_hard", rho_hard), ("length", length)):
         require(0 < value < math.inf, name, "be positive and finite", value, "it is a scale")
-    for name, value in {"var_easy": var_easy, "var_hard": var_hard}.items():
-        at_least(name, value, 0, "a variance is not negative")
+    at_least("var_easy, var_hard", (var_easy, var_hard), 0, "a variance is not negative")
     furthest = length * math.sqrt(2 * hidden)
     require(0 <= distance <= furthest, "distance", f"lie in [0, {furthest:.4g}]", distance,
             "or make the rows longer")
@@ -70,10 +69,9 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
     sine = distance / (2 * length * math.sqrt(hidden))  # of half the angle
     easy = (1 - 2 * sine**2) * hard + 2 * sine * math.sqrt(1 - sine**2) * aside
     cut = torch.special.ndtri(torch.tensor(hard_fraction, dtype=dtype))
-    numbers = torch.tensor([[rho_easy, rho_hard],
-                            [math.sqrt(variance / (hidden * dim))
-                             for variance in (var_easy, var_hard)]], dtype=dtype)
-    return Teachers(length * torch.stack([easy, hard]), *numbers.to(generator.device),
+    spread = [math.sqrt(variance / (hidden * dim)) for variance in (var_easy, var_hard)]
+    numbers = torch.tensor([[rho_easy, rho_hard], spread], dtype=dtype, device=generator.device)
+    return Teachers(length * torch.stack([easy, hard]), numbers[0], numbers[1],
                     cut.to(generator.device))
 
 
@@ -120,8 +118,7 @@ def features(activation: str, weights: torch.Tensor, x: torch.Tensor) -> torch.T
     def output(w: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
         return apply({"weight": w}, one[None])[0]
 
-    found: torch.Tensor = vmap(grad(output), in_dims=(None, 0))(weights, x).flatten(1)
-    return found
+    return cast(torch.Tensor, vmap(grad(output), in_dims=(None, 0))(weights, x).flatten(1))
 
 
 def curvature(activation: str, weights: torch.Tensor, rho: torch.Tensor,
@@ -136,8 +133,8 @@ def curvature(activation: str, weights: torch.Tensor, rho: torch.Tensor,
 
 def inputs(seed: int, dim: int) -> torch.Tensor:
     """Standard normal inputs of a seed, for means that have no closed form, [draw, dim]."""
-    generator = torch_stream(seed, "two_layer/inputs")
-    return torch.randn(_DRAWS, dim, generator=generator, dtype=torch.float64)
+    return torch.randn(_DRAWS, dim, generator=torch_stream(seed, "two_layer/inputs"),
+                       dtype=torch.float64)
 
 
 def drawn(of: Teachers, seed: int, count: int) -> dict[str, torch.Tensor]:
@@ -152,8 +149,8 @@ def mean_curvature(activation: str, of: Teachers, group: int, seed: int,
     normal = drawn(of, seed, count)["teacher"]
     x = inputs(seed, normal.shape[-1])
     weights = of.centres[group] + of.spread[group] * normal
-    mean: torch.Tensor = vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights).mean(0)
-    return mean
+    each = vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights)
+    return cast(torch.Tensor, each.mean(0))
 
 
 def population(activation: str) -> Loss:
