@@ -71,12 +71,9 @@ def _own(rule: Params, key: str, shape: Sequence[int]) -> torch.Tensor:
 def learned_rate(alpha: Alpha) -> Rule:
     """One learned rate for the whole model: update = alpha * scale * G, ``scale`` [] 1 at first."""
     check_rate(alpha)
-
-    def apply(rule: Params, gradients: Params) -> Params:
-        scale = _own(rule, "scale", ())
-        return {name: alpha * (scale * g) for name, g in gradients.items()}
-
-    return Rule(lambda params: {"scale": next(iter(params.values())).new_ones(())}, apply)
+    return Rule(lambda params: {"scale": next(iter(params.values())).new_ones(())},
+                lambda rule, gradients: {name: alpha * (_own(rule, "scale", ()) * g)
+                                         for name, g in gradients.items()})
 
 
 def meta_sgd(alpha: Alpha) -> Rule:
@@ -100,16 +97,14 @@ def per_step_rates(alpha: Alpha, steps: int) -> Rule:
     check_rate(alpha)
     at_least("steps", steps, 1, "as many as the inner loop has", whole=True)
 
-    def bound(rule: Params) -> InnerOptimizer:
-        def update(gradients: Params, step: int, params: Params) -> tuple[Params, int]:
-            at = min(step, steps - 1)
-            return {name: alpha * (_own(rule, f"{name}.scales", (steps,))[at] * g)
-                    for name, g in gradients.items()}, step + 1
-
-        return InnerOptimizer(lambda params: 0, update)
+    def update(rule: Params, gradients: Params, step: int, params: Params) -> tuple[Params, int]:
+        at = min(step, steps - 1)
+        return {name: alpha * (_own(rule, f"{name}.scales", (steps,))[at] * g)
+                for name, g in gradients.items()}, step + 1
 
     return Rule(lambda params: {f"{name}.scales": value.new_ones(steps)
-                                for name, value in params.items()}, stateful=bound)
+                                for name, value in params.items()},
+                stateful=lambda rule: InnerOptimizer(lambda params: 0, partial(update, rule)))
 
 
 def _modes(name: str, value: torch.Tensor) -> list[int]:

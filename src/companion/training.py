@@ -226,7 +226,6 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
             a run axis.
         params: where the runs start, [run, ...]; not changed.
         draw: step -> tasks [run, task, ...], of the step alone: a resumed run sees the same.
-        optimizer: :func:`sgd` or :func:`adam`.
         settings: further arguments of the objective, trees of tensors [run, ...].
         watch: called as watch(step, params, values) with the parameters before each step, and their
             objective [run].

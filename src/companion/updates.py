@@ -5,9 +5,11 @@ steps or looks at the model's parameters is an :class:`InnerOptimizer`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
 from companion.checks import require
 
@@ -81,5 +83,4 @@ def momentum(decay: float) -> InnerOptimizer:
         new = {name: decay * state[name] + g for name, g in gradients.items()}
         return new, new
 
-    return InnerOptimizer(lambda params: {name: torch.zeros_like(value)
-                                          for name, value in params.items()}, update)
+    return InnerOptimizer(partial(tree_map, torch.zeros_like), update)

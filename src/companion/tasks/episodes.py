@@ -52,15 +52,14 @@ def fitting_groups(of: Pool, ways: int) -> torch.Tensor:
 def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, shots: int,
            queries: int, hard_fraction: float = 0.0, hard_groups: Sequence[int] | None = None,
            global_labels: bool = False, dtype: torch.dtype = torch.float32) -> Task:
-    """Episodes of ``ways`` classes, Task((x, y), (x, y)): x [episode, image, channel, height,
-    width], uint8 / 255 - 1/2, y [episode, image].
+    """Episodes of ``ways`` classes, Task((x, y), (x, y)), y [episode, image].
 
-    Raises ValueError for more classes or images than there are, or an argument out of range.
+    x is [episode, image, channel, height, width], uint8 / 255 - 1/2. Raises ValueError for more
+    classes or images than there are, or an argument out of range.
 
     Args:
         generator: on the pool's device.
-        shots: support images of a class.
-        queries: query images of a class.
+        shots, queries: images of a class, in the support and in the query.
         hard_fraction: probability that an episode's classes are all of one group, in [0, 1].
         hard_groups: the groups that hard episodes take their classes from, one each; by default all
             that have enough. Few make packed hard tasks, many spread ones.

@@ -118,7 +118,7 @@ def features(activation: str, weights: torch.Tensor, x: torch.Tensor) -> torch.T
     def output(w: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
         return apply({"weight": w}, one[None])[0]
 
-    return cast(torch.Tensor, vmap(grad(output), in_dims=(None, 0))(weights, x).flatten(1))
+    return cast(torch.Tensor, vmap(grad(output), in_dims=(None, 0))(weights, x)).flatten(1)
 
 
 def curvature(activation: str, weights: torch.Tensor, rho: torch.Tensor,
@@ -149,8 +149,7 @@ def mean_curvature(activation: str, of: Teachers, group: int, seed: int,
     normal = drawn(of, seed, count)["teacher"]
     x = inputs(seed, normal.shape[-1])
     weights = of.centres[group] + of.spread[group] * normal
-    each = vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights)
-    return cast(torch.Tensor, each.mean(0))
+    return vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights).mean(0)
 
 
 def population(activation: str) -> Loss:
