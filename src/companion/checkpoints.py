@@ -21,9 +21,8 @@ class Checkpoint(NamedTuple):
 
 
 def _state(params: Params, moments: Params) -> dict[str, torch.Tensor]:
-    return {f"{part}/{name}": value.contiguous()
-            for part, tree in (("params", params), ("moments", moments))
-            for name, value in tree.items()}
+    return ({f"params/{name}": value.contiguous() for name, value in params.items()}
+            | {f"moments/{name}": value.contiguous() for name, value in moments.items()})
 
 
 def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
@@ -57,7 +56,6 @@ def resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Par
         raise RecordError(f"{path} must be the checkpoint of this run, got that of another; "
                           "remove it")
     kept = load(data)
-    params, moments = ({name: kept[f"{part}/{name}"].to(value.device)
-                        for name, value in tree.items()}
-                       for part, tree in (("params", params), ("moments", moments)))
-    return params, moments, int(header["step"])
+    return ({name: kept[f"params/{name}"].to(value.device) for name, value in params.items()},
+            {name: kept[f"moments/{name}"].to(value.device) for name, value in moments.items()},
+            int(header["step"]))

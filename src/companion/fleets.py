@@ -121,8 +121,7 @@ def _adam(budget: Budget) -> training.Optimizer:
     def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
         updates, moments = plain.update(gradients, moments, step)
         params, rule = parted(updates)
-        return joined(params, {name: budget.rule_share * value
-                               for name, value in rule.items()}), moments
+        return joined(params, {name: budget.rule_share * u for name, u in rule.items()}), moments
 
     return training.Optimizer(plain.init, update)
 

@@ -98,10 +98,9 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
 
 
 def collapsed(params: Params, linear_layers: int) -> Params:
-    """Parameters of an :func:`mlp` with its last ``linear_layers`` + 1 layers multiplied into one.
+    """Parameters of a plain :func:`mlp` for the function of one with ``linear_layers``.
 
-    The plain network with these computes the same function. Raises ValueError for a number below 0,
-    or of more linear layers than there are.
+    Its last layers are multiplied into one. Raises ValueError for more layers than there are.
     """
     count = sum(name.endswith(".weight") for name in params)
     at_least("linear_layers", linear_layers, 0, "0 collapses nothing", whole=True)
@@ -190,10 +189,7 @@ def head_names(params: Params) -> tuple[str, ...]:
 
 
 def collapsed_head(params: Params) -> Params:
-    """Parameters of a :func:`cnn`, its added linear layers multiplied into its head.
-
-    The plain network with these computes the same function.
-    """
+    """Parameters of a plain :func:`cnn` for the function of one with added linear layers."""
     names = head_names(params)
     layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
     kept = {name: value for name, value in params.items() if name not in names}

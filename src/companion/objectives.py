@@ -37,8 +37,7 @@ def nal(loss: Loss) -> Objective:
         return torch.cat([support, query])
 
     def objective(params: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(params, task)
-        return loss(params, tree_map(stacked, support, query))
+        return loss(params, tree_map(stacked, *_sides(params, task)))
 
     return objective
 
@@ -154,8 +153,7 @@ def learned(loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = No
         def part(some: Params, batch: Any) -> torch.Tensor:
             return loss(fixed | some, batch)
 
-        moved = adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
-                                rule_alpha=rule_alpha)
-        return part(moved, query)
+        return part(adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
+                                    rule_alpha=rule_alpha), query)
 
     return objective

@@ -113,11 +113,8 @@ def _pieces(tree: Any, axis: int, size: int | None) -> Iterator[Any]:
 
 def _of_one(objective: Objective, params: Params, tasks: Any,
             *settings: Any) -> tuple[Params, torch.Tensor]:
-    """One task of one run, its axes taken off and put back, by plain autograd.
-
-    vmap would turn a convolution with weights of its own into a grouped one, which a CPU computes
-    slowly, and torch.func would keep the graph of the backward pass.
-    """
+    """One task of one run by plain autograd: vmap would turn a convolution into a grouped one, slow
+    on a CPU, and torch.func would keep the graph of the backward pass."""
     task, rest = tree_map(lambda leaf: leaf[0, 0], tasks), tree_map(lambda leaf: leaf[0], settings)
     with torch.enable_grad():
         leaves = {name: value[0].detach().requires_grad_() for name, value in params.items()}
@@ -154,10 +151,7 @@ def _compiled(plain: FunctionType) -> Gradient:
 
 
 class Optimizer(NamedTuple):
-    """An outer optimiser; moments are a dict of tensors, and updates are subtracted.
-
-    ``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments).
-    """
+    """``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments)."""
 
     init: Callable[[Params], Params]
     update: Callable[[Params, Params, int], tuple[Params, Params]]

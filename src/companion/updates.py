@@ -57,17 +57,14 @@ def chain(*updates: AnyUpdate) -> InnerOptimizer:
 
 
 def check_rate(alpha: Alpha) -> None:
-    """ValueError for a number that is not positive and finite; tensors pass."""
+    """ValueError for a number that is not positive and finite; tensors, maybe learned, pass."""
     if not isinstance(alpha, torch.Tensor) and not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be positive and finite, got {alpha}; steps=0 switches "
                          f"adaptation off")
 
 
 def sgd(alpha: Alpha) -> Update:
-    """Plain gradient descent: update = alpha * gradient; ValueError as in :func:`check_rate`.
-
-    A tensor alpha may be learned or vmapped, and is not range-checked.
-    """
+    """Plain gradient descent: update = alpha * gradient; errors as in :func:`check_rate`."""
     check_rate(alpha)
     return lambda gradients: {name: alpha * gradient for name, gradient in gradients.items()}
 
