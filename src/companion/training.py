@@ -7,7 +7,6 @@ one. A single run needs no run axis: :func:`run_gradient`.
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, NamedTuple, cast
 
@@ -26,18 +25,6 @@ Gradient = Callable[..., tuple[Params, torch.Tensor]]  # of a fleet -> gradients
 Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
 Watch = Callable[[int, Params, torch.Tensor], None]
 _LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
-
-
-@contextmanager
-def _fitting(runs: int, chunk_size: int | None) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise OutOfMemory(f"the fleet must fit into memory, got {runs} runs, "
-                              f"{chunk_size or 'all'} at once; pass a smaller chunk_size"
-                              ) from error
-        raise
 
 
 def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
@@ -81,9 +68,15 @@ def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
         runs = {int(leaf.shape[0]) for leaf in tree_leaves(everything)}
         require(len(runs) == 1, "params, tasks and settings", "start with one run axis",
                 sorted(runs), "stack the runs")
-        with _fitting(runs.pop(), chunk_size):
+        try:
             parts = [of_runs(*some) for some in _pieces(everything, 0, chunk_size)]
             return tree_map(lambda *leaves: torch.cat(leaves), *parts)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemory(f"the fleet must fit into memory, got {runs.pop()} runs, "
+                                  f"{chunk_size or 'all'} at once; pass a smaller chunk_size"
+                                  ) from error
+            raise
 
     return of_fleet
 
@@ -154,7 +147,7 @@ class Optimizer(NamedTuple):
     """``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments)."""
 
     init: Callable[[Params], Params]
-    update: Callable[[Params, Params, int], tuple[Params, Params]]
+    update: Callable[[Params, Params, int], tuple[Params, Params]]  # updates are subtracted
 
 
 Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
