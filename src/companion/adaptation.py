@@ -16,35 +16,28 @@ def check_devices(params: Params, batch: Any) -> None:
     """ValueError unless every tensor of ``params`` and ``batch`` is on one device."""
     here = {leaf.device for leaf in tree_leaves((params, batch)) if isinstance(leaf, torch.Tensor)}
     if len(here) > 1:
-        own = ", ".join(sorted({str(value.device) for value in params.values()}))
-        data = ", ".join(sorted({str(leaf.device) for leaf in tree_leaves(batch)
-                                 if isinstance(leaf, torch.Tensor)}))
-        raise ValueError(
-            f"parameters and data must be on one device, got {own} and {data}; move one with "
-            f".to(...)"
-        )
+        model, data = (", ".join(sorted({str(leaf.device) for leaf in tree_leaves(tree)
+                                         if isinstance(leaf, torch.Tensor)}))
+                       for tree in (params, batch))
+        raise ValueError(f"parameters and data must be on one device, got {model} and {data}; "
+                         f"move one with .to(...)")
 
 
 def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: AnyUpdate,
           first_order: bool = False) -> Params:
-    """Parameters after ``steps`` inner steps on ``support``: theta <- theta - update(grad
-    loss(theta, support)).
+    """Parameters after ``steps`` inner steps: theta <- theta - update(grad loss(theta, support)).
+
+    Differentiable throughout, so that the outer loop sees second-order terms. Raises ValueError
+    for steps below 0 or not whole, and for parameters and data on different devices.
 
     Args:
         loss: (params, batch) -> scalar.
-        params: a dict of tensors, the initialisation; it is not changed.
+        params: the initialisation; it is not changed.
         support: whatever ``loss`` takes as a batch, usually (x, y).
-        steps: >= 0; 0 returns the initialisation.
         update: gradients -> updates, for example :func:`companion.meta_optimizers.sgd`, or an
             :class:`companion.meta_optimizers.InnerOptimizer`.
         first_order: treat the inner gradients, and the parameters that ``update`` looks at, as
             constants; parameters of ``update`` keep their derivatives.
-
-    Raises:
-        ValueError: steps below 0 or not whole; parameters and data on different devices.
-
-    Differentiable throughout, so that without ``first_order`` the outer loop sees second-order
-    terms.
     """
     return after_steps(loss, params, support, steps=[steps], update=update,
                        first_order=first_order)[0]
@@ -52,8 +45,7 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: AnyUp
 
 def after_steps(loss: Loss, params: Params, support: Any, *, steps: Sequence[int],
                 update: AnyUpdate, first_order: bool = False) -> list[Params]:
-    """Parameters after each number of inner steps in ``steps``, along one path; otherwise
-    :func:`adapt`."""
+    """:func:`adapt` for each number of inner steps in ``steps``, along one path."""
     counts = [_count(count, params, support) for count in steps]
     inner = as_inner(update)
     seen, state = {0: params}, inner.init(params)
@@ -69,20 +61,17 @@ def after_steps(loss: Loss, params: Params, support: Any, *, steps: Sequence[int
 def evaluate(loss: Loss, params: Params, tasks: Any, *, steps: Sequence[int], update: AnyUpdate,
              metrics: Mapping[str, Loss] | None = None,
              chunk_size: int | None = None) -> dict[str, torch.Tensor]:
-    """How a model does on the queries of ``tasks`` after each number of inner steps: {metric:
-    [task, k]}.
+    """Scores on the queries of ``tasks`` after each number of inner steps: {metric: [task, k]}.
+
+    Errors as in :func:`adapt`.
 
     Args:
         loss: what adaptation descends on, (params, batch) -> scalar.
         params: of one run, without a run axis; for a fleet ``vmap`` this function.
         tasks: a :class:`companion.tasks.Task`, every tensor [task, ...].
         steps: numbers of inner steps, in any order; one path serves all.
-        update: as in :func:`adapt`.
         metrics: names and functions (params, batch) -> scalar; by default {"loss": loss}.
         chunk_size: tasks computed at once, all by default.
-
-    Raises:
-        ValueError: as :func:`adapt`.
     """
     scores = metrics or {"loss": loss}
 
@@ -96,41 +85,27 @@ def evaluate(loss: Loss, params: Params, tasks: Any, *, steps: Sequence[int], up
     return found
 
 
-def adapt_with_rule(
-    loss: Loss, params: Params, rule: Params, support: Any, *, steps: int,
-    apply: Callable[[Params, Params], Params], rule_alpha: Alpha,
-) -> tuple[Params, Params]:
+def adapt_with_rule(loss: Loss, params: Params, rule: Params, support: Any, *, steps: int,
+                    apply: Callable[[Params, Params], Params],
+                    rule_alpha: Alpha) -> tuple[Params, Params]:
     """Parameters and rule after ``steps`` inner steps in which the meta-optimizer adapts as well.
 
-    From the second step on the rule's parameters first take a step on the support loss, which
-    depends on them through
-    the update before: with D(r) = loss(theta_{j-1} - apply(r, g_{j-1}), support), r <- r -
-    rule_alpha grad D(r); then theta_{j+1} = theta_j - apply(r, g_j). One step is that of
-    :func:`adapt`.
-
-    Args:
-        loss: (params, batch) -> scalar.
-        params: the model's initialisation.
-        rule: the meta-optimizer's parameters; like ``params`` they are not changed.
-        support: a batch.
-        steps: >= 0.
-        apply: (rule, gradients) -> updates, of a :class:`companion.meta_optimizers.Rule`.
-        rule_alpha: the step of the rule's parameters.
-
-    Raises:
-        ValueError: as :func:`adapt`.
-
-    Source: paper D's released code.
+    From the second step on the rule first takes a step, of size ``rule_alpha``, on the support
+    loss, which depends on it through the update before: with D(r) = loss(theta_{j-1} - apply(r,
+    g_{j-1}), support), r <- r - rule_alpha grad D(r); then theta_{j+1} = theta_j - apply(r, g_j).
+    ``apply`` is that of a :class:`companion.meta_optimizers.Rule`; neither ``params`` nor ``rule``
+    is changed. Otherwise :func:`adapt`. Source: paper D's released code.
     """
+
+    def after(rule: Params, start: Params, gradients: Params) -> torch.Tensor:
+        return loss(_moved(start, apply(rule, gradients)), support)
+
     before: tuple[Params, Params] | None = None
     for _ in range(_count(steps, params, support)):
         slope = grad(loss)(params, support)
         if before is not None:
-            start, gradients = before
-            own = grad(
-                lambda r, start=start, g=gradients: loss(_moved(start, apply(r, g)), support)
-            )(rule)
-            rule = {name: value - rule_alpha * own[name] for name, value in rule.items()}
+            turn = grad(after)(rule, *before)
+            rule = {name: value - rule_alpha * turn[name] for name, value in rule.items()}
         before = (params, slope)
         params = _moved(params, apply(rule, slope))
     return params, rule

@@ -21,10 +21,8 @@ class Checkpoint(NamedTuple):
 
 
 def _state(params: Params, moments: Params) -> dict[str, torch.Tensor]:
-    parts = {"params": params, "moments": moments}
-    return {f"{part}/{name}": value.contiguous()
-            for part, tree in parts.items()
-            for name, value in tree.items()}
+    return ({f"params/{name}": value.contiguous() for name, value in params.items()}
+            | {f"moments/{name}": value.contiguous() for name, value in moments.items()})
 
 
 def _fingerprint(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> str:
@@ -49,8 +47,8 @@ def resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Par
     path = checkpoint.path
     with naming(path, "read"):
         content = path.read_bytes()
-    stated, data = content[:32], content[32:]
-    if hashlib.sha256(data).digest() != stated:
+    data = content[32:]
+    if hashlib.sha256(data).digest() != content[:32]:
         raise RecordError(f"{path} must match its hash, got an altered or cut file; remove it to "
                           "start afresh")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -58,8 +56,6 @@ def resume(checkpoint: Checkpoint, params: Params, moments: Params) -> tuple[Par
         raise RecordError(f"{path} must be the checkpoint of this run, got that of another; "
                           "remove it")
     kept = load(data)
-
-    def back(part: str, tree: Params) -> Params:
-        return {name: kept[f"{part}/{name}"].to(value.device) for name, value in tree.items()}
-
-    return back("params", params), back("moments", moments), int(header["step"])
+    return ({name: kept[f"params/{name}"].to(value.device) for name, value in params.items()},
+            {name: kept[f"moments/{name}"].to(value.device) for name, value in moments.items()},
+            int(header["step"]))

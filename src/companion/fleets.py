@@ -13,19 +13,20 @@ from torch.utils._pytree import tree_map
 from companion import training
 from companion.adaptation import Loss
 from companion.checks import Array
+from companion.losses import accuracy
 from companion.meta_optimizers import RULES, Params
 from companion.nets import Net
 from companion.objectives import adapted_by_rule, joined, learned, nal, parted
 from companion.streams import torch_stream
-from companion.tasks import Fleet, Task
+from companion.tasks import Fleet
 
 CAP = 1e3  # the most that a test task's loss counts for: repeated steps can diverge
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a fleet costs: outer ``steps`` of ``tasks`` by Adam at ``rate``, decayed to 0, scored on
-    ``query`` samples; a rule's parameters take ``rule_share`` of the rate. Tested on ``test_tasks``
+    """What a fleet costs: ``steps`` of ``tasks`` by Adam at ``rate``, decayed to 0, a rule's
+    parameters at ``rule_share`` of it, scored on ``query`` samples; then a test on ``test_tasks``
     of ``test_query`` samples, ``batch`` at once."""
 
     steps: int
@@ -66,8 +67,7 @@ class Model:
 
 
 def start(fleet: Fleet, model: Model) -> Params:
-    """Where the runs begin, [run, ...]: runs of one seed from one network, rules at the
-    identity."""
+    """Where the runs begin, [run, ...]: those of a seed from one network, rules at the identity."""
     drawn = {}
     for seed in set(fleet.seeds):
         params = model.net.init(torch_stream(seed, f"{fleet.name}/start"), dtype=fleet.alpha.dtype)
@@ -81,17 +81,13 @@ def objective(fleet: Fleet, model: Model) -> training.Objective:
     """What the model minimises: ``(params, drawn, *settings, alpha)`` -> scalar, for one task."""
     loss = fleet.loss(model.net.apply)
 
-    def plain(params: Params, task: Task) -> torch.Tensor:
-        return loss(params, task.query) if fleet.population else nal(loss)(params, task)
-
     def value(params: Params, drawn: Any, *settings: Any) -> torch.Tensor:
         *family, alpha = settings
         task = fleet.make(drawn, *family)
         if model.method == "nal":
-            return plain(params, task)
-        maml = learned(loss, steps=model.steps, rule=RULES[model.rule](alpha),
-                       rule_alpha=model.rule_alpha, adapted=model.adapted)
-        return maml(params, task)
+            return loss(params, task.query) if fleet.population else nal(loss)(params, task)
+        return learned(loss, steps=model.steps, rule=RULES[model.rule](alpha),
+                       rule_alpha=model.rule_alpha, adapted=model.adapted)(params, task)
 
     return value
 
@@ -106,8 +102,8 @@ def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = 
           optimizer: training.Optimizer | None = None, **options: Any) -> Params:
     """Train a fleet on fresh tasks; the parameters [run, ...] in double precision.
 
-    ``begin`` is where the runs start, by default :func:`start`. ``optimizer`` replaces Adam.
-    ``options`` are those of :func:`companion.training.train`.
+    ``begin`` replaces :func:`start`, ``optimizer`` Adam; ``options`` are those of
+    :func:`companion.training.train`.
     """
     low = fleet.to(fleet.training_dtype)
     begin = start(low, model) if begin is None else begin
@@ -125,8 +121,7 @@ def _adam(budget: Budget) -> training.Optimizer:
     def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
         updates, moments = plain.update(gradients, moments, step)
         params, rule = parted(updates)
-        slower = {name: budget.rule_share * value for name, value in rule.items()}
-        return joined(params, slower), moments
+        return joined(params, {name: budget.rule_share * u for name, u in rule.items()}), moments
 
     return training.Optimizer(plain.init, update)
 
@@ -160,23 +155,16 @@ class Scores(NamedTuple):
 def scores(fleet: Fleet, model: Model, params: Params, budget: Budget, ks: Sequence[int], *,
            purpose: str = "test") -> Scores:
     """How trained models do on tasks that all share, after each number of inner steps in ``ks``."""
-    loss, apply = fleet.loss(model.net.apply), model.net.apply
+    loss, right = fleet.loss(model.net.apply), accuracy(model.net.apply)
 
     def judge(params: Params, drawn: Any, *settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
         *family, alpha = settings
         task = fleet.make(drawn, *family)
-        x, y = task.query
         moved = [model.adapt(loss, params, task.support, alpha, k) for k in ks]
         risk = torch.stack([loss(some, task.query) for some in moved])
-        right = [_right(apply(some, x), y) if fleet.classes else risk.new_tensor(math.nan)
-                 for some in moved]
-        return torch.nan_to_num(risk, CAP).clamp(max=CAP), torch.stack(right)
+        shares = [right(some, task.query) if fleet.classes else risk.new_tensor(math.nan)
+                  for some in moved]
+        return torch.nan_to_num(risk, CAP).clamp(max=CAP), torch.stack(shares)
 
     return Scores(*(np.asarray(leaf) for leaf in
                     measure(fleet, judge, params, budget, purpose=purpose)))
-
-
-def _right(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The share of classes that are right, from logits of class 1 [sample] or of all classes."""
-    chosen = outputs.argmax(-1) if outputs.ndim > 1 else outputs > 0
-    return (chosen == y).to(outputs.dtype).mean()

@@ -1,10 +1,9 @@
 """Meta-optimizers: a rule maps gradients (a dict like the parameters) to updates to subtract.
 
-A meta-optimizer is a rule with parameters of its own, trained by the outer loop together with the
-initialisation. Like a network it is a pair of pure functions, ``init(params)`` and ``apply(rule,
-gradients)``. Each one here is alpha * T(gradients), T the identity at the start: there it gives
-exactly the update of :func:`sgd`. Bind it to its parameters, ``rule.bind(rule_params)``, and it is
-an ``update`` for :func:`companion.objectives.maml`; :func:`companion.objectives.learned` trains it.
+The outer loop trains a rule's parameters together with the initialisation. Each rule here is
+alpha * T(gradients), T the identity at the start: there it gives exactly the update of :func:`sgd`.
+Bound to its parameters, ``rule.bind(rule_params)``, it is an ``update`` for
+:func:`companion.objectives.maml`; :func:`companion.objectives.learned` trains it.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,18 +33,15 @@ __all__ = ["RULES", "Alpha", "AnyUpdate", "InnerOptimizer", "Params", "Rule", "U
 
 
 def _stateless(rule: Params, gradients: Params) -> Params:
-    raise ValueError(
-        "a rule used by apply, or adapting by rule_alpha, must have no state, got one that has; "
-        "use rule.bind"
-    )
+    raise ValueError("a rule used by apply, or adapting by rule_alpha, must have no state, got one "
+                     "that has; use rule.bind")
 
 
 class Rule(NamedTuple):
-    """A meta-optimizer: ``init(params)`` makes its parameters for a model, ``apply(rule,
-    gradients)`` the updates.
+    """``init(params)`` makes a rule's parameters for a model, ``apply(rule, gradients)`` updates.
 
-    One with a state has no ``apply`` but ``stateful``, which makes an :class:`InnerOptimizer` of
-    its parameters.
+    A rule with a state has no ``apply`` but ``stateful``, which makes an :class:`InnerOptimizer`
+    of its parameters.
     """
 
     init: Callable[[Params], Params]
@@ -67,42 +63,33 @@ def _own(rule: Params, key: str, shape: Sequence[int]) -> torch.Tensor:
     """The part ``key`` of a rule; ValueError where the rule was made for another model."""
     got = tuple(rule[key].shape) if key in rule else "none"
     if got != tuple(shape):
-        raise ValueError(
-            f"{key} of the rule must have shape {tuple(shape)}, got {got}; make it by init of "
-            f"this model"
-        )
+        raise ValueError(f"{key} of the rule must have shape {tuple(shape)}, got {got}; make it by "
+                         f"init of this model")
     return rule[key]
 
 
 def learned_rate(alpha: Alpha) -> Rule:
-    """One learned rate for the whole model: update = alpha * scale * G, ``scale`` [] starting at
-    1."""
+    """One learned rate for the whole model: update = alpha * scale * G, ``scale`` [] 1 at first."""
     check_rate(alpha)
-
-    def apply(rule: Params, gradients: Params) -> Params:
-        scale = _own(rule, "scale", ())
-        return {name: alpha * (scale * g) for name, g in gradients.items()}
-
-    return Rule(lambda params: {"scale": next(iter(params.values())).new_ones(())}, apply)
+    return Rule(lambda params: {"scale": next(iter(params.values())).new_ones(())},
+                lambda rule, gradients: {name: alpha * (_own(rule, "scale", ()) * g)
+                                         for name, g in gradients.items()})
 
 
 def meta_sgd(alpha: Alpha) -> Rule:
-    """A learned rate for every parameter: update = alpha * scale * G, ``<name>.scale`` like G and
-    starting at 1.
+    """A learned rate for every parameter: update = alpha * scale * G, elementwise.
 
-    Source: Li et al. (2017).
+    ``<name>.scale`` has the shape of G and starts at 1. Source: Li et al. (2017).
     """
     check_rate(alpha)
-    return Rule(
-        lambda params: {f"{name}.scale": torch.ones_like(value) for name, value in params.items()},
-        lambda rule, gradients: {name: alpha * (_own(rule, f"{name}.scale", g.shape) * g)
-                                 for name, g in gradients.items()},
-    )
+    return Rule(lambda params: {f"{name}.scale": torch.ones_like(value)
+                                for name, value in params.items()},
+                lambda rule, gradients: {name: alpha * (_own(rule, f"{name}.scale", g.shape) * g)
+                                         for name, g in gradients.items()})
 
 
 def per_step_rates(alpha: Alpha, steps: int) -> Rule:
-    """A learned rate for every parameter tensor and inner step: update = alpha * scale_t * G in
-    step t.
+    """A learned rate for every tensor and inner step: update = alpha * scale_t * G in step t.
 
     ``<name>.scales`` [steps] start at 1; steps after the last take its rate. Raises ValueError
     below one step. Source: MAML++, Antoniou et al. (2019).
@@ -110,27 +97,22 @@ def per_step_rates(alpha: Alpha, steps: int) -> Rule:
     check_rate(alpha)
     at_least("steps", steps, 1, "as many as the inner loop has", whole=True)
 
-    def bound(rule: Params) -> InnerOptimizer:
-        def update(gradients: Params, step: int, params: Params) -> tuple[Params, int]:
-            at = min(step, steps - 1)
-            return {name: alpha * (_own(rule, f"{name}.scales", (steps,))[at] * g)
-                    for name, g in gradients.items()}, step + 1
-
-        return InnerOptimizer(lambda params: 0, update)
+    def update(rule: Params, gradients: Params, step: int, params: Params) -> tuple[Params, int]:
+        at = min(step, steps - 1)
+        return {name: alpha * (_own(rule, f"{name}.scales", (steps,))[at] * g)
+                for name, g in gradients.items()}, step + 1
 
     return Rule(lambda params: {f"{name}.scales": value.new_ones(steps)
-                                for name, value in params.items()}, stateful=bound)
+                                for name, value in params.items()},
+                stateful=lambda rule: InnerOptimizer(lambda params: 0, partial(update, rule)))
 
 
 def _modes(name: str, value: torch.Tensor) -> list[int]:
-    """The sizes of the modes of a tensor: outputs, inputs and, for a convolution, the kernel. A
-    vector has one, and a scalar is a vector of one."""
+    """Sizes of a tensor's modes: outputs, inputs, a convolution's kernel; a scalar is a vector."""
     if value.ndim > 5:
-        raise ValueError(
-            f"{name} must be a scalar, a vector, a matrix or a convolution [out, in, ...] of at "
-            f"most 3 dimensions, got shape {tuple(value.shape)}; adapt it by a rule for any "
-            f"shape, or reshape it"
-        )
+        raise ValueError(f"{name} must be a scalar, a vector, a matrix or a convolution "
+                         f"[out, in, ...] of at most 3 dimensions, got shape {tuple(value.shape)}; "
+                         f"adapt it by a rule for any shape, or reshape it")
     return [*value.shape[:2], *([prod(value.shape[2:])] if value.ndim > 2 else [])] or [1]
 
 
@@ -139,18 +121,16 @@ def _eye(size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def meta_curvature(alpha: Alpha) -> Rule:
-    """A matrix for every mode of every parameter: update = alpha * G x_1 M_1 x_2 M_2 x_3 M_3,
-    identities at first.
+    """A matrix for every mode of every parameter: update = alpha * G x_1 M_1 x_2 M_2 x_3 M_3.
 
     ``<name>.M1`` acts on the outputs, ``.M2`` on the inputs, ``.M3`` on the positions of the
-    kernel; a vector has M1 alone. Raises ValueError (both functions do) for a shape of another
-    kind. Source: Park and Oliva (2019).
+    kernel; a vector has M1 alone. They start as identities. Both functions raise ValueError for a
+    shape of another kind. Source: Park and Oliva (2019).
     """
     check_rate(alpha)
 
     def init(params: Params) -> Params:
-        return {f"{name}.M{i}": _eye(size, value)
-                for name, value in params.items()
+        return {f"{name}.M{i}": _eye(size, value) for name, value in params.items()
                 for i, size in enumerate(_modes(name, value), 1)}
 
     def apply(rule: Params, gradients: Params) -> Params:
@@ -167,70 +147,57 @@ def meta_curvature(alpha: Alpha) -> Rule:
 
 
 def as_matrix(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A gradient as KFO sees it, [..., n, m]: dense (out, in); vector (n, 1), scalar (1, 1);
-    convolution [out, in-channels, kernel].
+    """A gradient as KFO sees it, [..., n, m]; ValueError for a shape of another kind.
 
-    Raises:
-        ValueError: a shape of another kind.
+    Dense [out, in]; vector [n, 1]; scalar [1, 1]; convolution [out, in-channels, kernel].
     """
     sizes = _modes(name, value)
     return value.reshape(sizes if len(sizes) > 1 else [*sizes, 1])
 
 
 def _identities(params: Params, layers: Sequence[str]) -> Params:
-    """For every parameter and layer a left factor [n, n] and a right one [m, m], both
-    identities."""
-    made: Params = {}
-    for name, value in params.items():
-        n, m = as_matrix(name, value).shape[-2:]
-        for layer in layers:
-            made |= {f"{name}.L{layer}": _eye(n, value), f"{name}.R{layer}": _eye(m, value)}
-    return made
+    """Identities for every parameter and layer: a left factor [n, n] and a right one [m, m]."""
+    return {f"{name}.{side}{layer}": _eye(size, value)
+            for name, value in params.items() for layer in layers
+            for side, size in zip("LR", as_matrix(name, value).shape[-2:], strict=True)}
 
 
-def _sandwich(
-    rule: Params, name: str, matrix: torch.Tensor, layer: str = "", *, psd: bool = False
-) -> torch.Tensor:
+def _sandwich(rule: Params, name: str, matrix: torch.Tensor, layer: str = "", *,
+              psd: bool = False) -> torch.Tensor:
     n, m = matrix.shape[-2:]
     left, right = _own(rule, f"{name}.L{layer}", (n, n)), _own(rule, f"{name}.R{layer}", (m, m))
     return left.mT @ (left @ matrix @ right.mT) @ right if psd else left @ matrix @ right
 
 
 def kfo(alpha: Alpha, *, psd: bool = False) -> Rule:
-    """The linear Kronecker-factored meta-optimizer: update = alpha * L G R, ``<name>.L``, ``.R``
-    identities at first.
+    """The linear Kronecker-factored meta-optimizer: update = alpha * L G R.
 
-    On vec(G), its rows stacked, L G R is (L kron R.T) vec(G). With ``psd`` it is L.T L G R.T R,
-    whose Kronecker matrix
-    is symmetric and positive semidefinite: never an ascent. The shapes are those of
-    :func:`as_matrix`; the filters of a convolution share their factors. Raises ValueError (both
-    functions do) for a shape of another kind.
-    Source: paper D's released code.
+    ``<name>.L`` and ``.R`` start as identities. On vec(G), its rows stacked, L G R is
+    (L kron R.T) vec(G). With ``psd`` it is L.T L G R.T R, whose Kronecker matrix is symmetric and
+    positive semidefinite: never an ascent. Shapes and errors are those of :func:`as_matrix`; the
+    filters of a convolution share their factors. Source: paper D's released code.
     """
     check_rate(alpha)
 
     def apply(rule: Params, gradients: Params) -> Params:
-        moved = {name: _sandwich(rule, name, as_matrix(name, g), psd=psd)
-                 for name, g in gradients.items()}
-        return {name: alpha * moved[name].reshape(g.shape) for name, g in gradients.items()}
+        return {name: alpha * _sandwich(rule, name, as_matrix(name, g), psd=psd).reshape(g.shape)
+                for name, g in gradients.items()}
 
     return Rule(lambda params: _identities(params, [""]), apply)
 
 
 def nonlinear_kfo(alpha: Alpha) -> Rule:
-    """KFO with two hidden layers: update = alpha * [G + K3(relu(K2(relu(K1(G)))))], K_i(G) = L_i G
-    R_i.
+    """KFO with two hidden layers: update = alpha * [G + K3(relu(K2(relu(K1(G)))))].
 
-    ``<name>.L1``, ``.R1``, ... are identities at first, but L3, which is 0. Shapes and errors as
-    for :func:`kfo`.
-    Source: paper D names a nonlinear meta-optimizer; this form is the companion's.
+    K_i(G) = L_i G R_i; ``<name>.L1``, ``.R1``, ... are identities at first, but L3, which is 0.
+    Shapes and errors as for :func:`kfo`. Source: paper D names a nonlinear meta-optimizer; this
+    form is the companion's.
     """
     check_rate(alpha)
 
     def init(params: Params) -> Params:
-        made = _identities(params, "123")
         return {key: torch.zeros_like(value) if key.endswith(".L3") else value
-                for key, value in made.items()}
+                for key, value in _identities(params, "123").items()}
 
     def apply(rule: Params, gradients: Params) -> Params:
         updates = {}
@@ -244,7 +211,7 @@ def nonlinear_kfo(alpha: Alpha) -> Rule:
     return Rule(init, apply)
 
 
-RULES: dict[str, Callable[[Alpha], Rule]] = {"SGD": fixed_rate, "learned rate": learned_rate,
-                                             "Meta-SGD": meta_sgd, "Meta-Curvature": meta_curvature,
-                                             "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
-                                             "KFO, nonlinear": nonlinear_kfo}
+RULES: dict[str, Callable[[Alpha], Rule]] = {
+    "SGD": fixed_rate, "learned rate": learned_rate, "Meta-SGD": meta_sgd,
+    "Meta-Curvature": meta_curvature, "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
+    "KFO, nonlinear": nonlinear_kfo}

@@ -1,8 +1,7 @@
-"""Networks as pairs of pure functions: ``init(generator)`` gives a dict of tensors, ``apply(params,
-x)`` the outputs.
+"""Networks as pairs of pure functions: ``init(generator)`` -> params, ``apply(params, x)``.
 
-``apply`` takes the samples of one task, [sample, ...]; batch it from outside with
-``torch.func.vmap``. A network with one output returns [sample], one with several [sample, output].
+``params`` is a dict of tensors, x the samples of one task, [sample, ...]; batch ``apply`` from
+outside with ``torch.func.vmap``. One output gives [sample], several give [sample, output].
 """
 
 from collections.abc import Callable, Sequence
@@ -38,18 +37,16 @@ def _sizes(name: str, sizes: Sequence[int]) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def _normal(
-    generator: torch.Generator, shape: Sequence[int], std: float, dtype: torch.dtype
-) -> torch.Tensor:
+def _normal(generator: torch.Generator, shape: Sequence[int], std: float,
+            dtype: torch.dtype) -> torch.Tensor:
     return std * torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
 
 
 def two_layer(dim: int, hidden: int, activation_name: str = "relu") -> Net:
-    """f(W; x) = sum_j s(<w_j, x>), the second layer fixed at ones: params {"weight": [hidden,
-    dim]}, x [sample, dim].
+    """f(W; x) = sum_j s(<w_j, x>), the second layer fixed at ones.
 
-    The rows start as N(0, I / dim), of length about one. Source: paper L's abstract names two-layer
-    networks; the form is this companion's choice.
+    Params {"weight": [hidden, dim]}, rows N(0, I / dim) at the start; x [sample, dim]. Source:
+    paper L's abstract names two-layer networks; the form is this companion's choice.
     """
     shape, act = _sizes("hidden, dim", (hidden, dim)), activation(activation_name)
 
@@ -64,14 +61,11 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
     """A multilayer perceptron of the given ``widths``, from the inputs to the outputs.
 
     Params {"0.weight": [widths[1], widths[0]], "0.bias": [widths[1]], "1.weight": ...}; no
-    activation after the last layer, nor after the ``linear_layers`` before it. So these add depth
-    and, unless they are narrower than the outputs, leave the functions that the network can compute
-    as they are (paper D); :func:`collapsed` multiplies them out. Weights start as N(0, g / fan-in),
-    g = 2 before a ReLU and 1 otherwise; biases at 0.
-
-    Raises:
-        ValueError: fewer than two widths, one below 1, more linear layers than there are, or an
-            unknown activation.
+    activation after the last layer, nor after the ``linear_layers`` before it. Unless these are
+    narrower than the outputs, they add depth but no functions (paper D); :func:`collapsed`
+    multiplies them out. Weights start as N(0, g / fan-in), g = 2 before a ReLU and 1 otherwise;
+    biases at 0. Raises ValueError for fewer than two widths, one below 1, more linear layers than
+    there are, or an unknown activation.
     """
     sizes, act = _sizes("widths", widths), activation(activation_name)
     require(len(sizes) >= 2, "widths", "name inputs and outputs, two or more", sizes,
@@ -86,9 +80,8 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
         params = {}
         for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             gain = 2.0 if activation_name == "relu" and i < last else 1.0
-            params[f"{i}.weight"] = _normal(
-                generator, (fan_out, fan_in), sqrt(gain / fan_in), dtype
-            )
+            std = sqrt(gain / fan_in)
+            params[f"{i}.weight"] = _normal(generator, (fan_out, fan_in), std, dtype)
             if bias:
                 params[f"{i}.bias"] = torch.zeros(fan_out, device=generator.device, dtype=dtype)
         return params
@@ -105,14 +98,9 @@ def mlp(widths: Sequence[int], activation_name: str = "relu", *, bias: bool = Tr
 
 
 def collapsed(params: Params, linear_layers: int) -> Params:
-    """The parameters of an :func:`mlp` with its last ``linear_layers`` + 1 layers multiplied out
-    into one.
+    """Parameters of a plain :func:`mlp` for the function of one with ``linear_layers``.
 
-    The plain network with these computes the same function, and has one layer to adapt where there
-    were several.
-
-    Raises:
-        ValueError: fewer than 0, or more linear layers than there are.
+    Its last layers are multiplied into one. Raises ValueError for more layers than there are.
     """
     count = sum(name.endswith(".weight") for name in params)
     at_least("linear_layers", linear_layers, 0, "0 collapses nothing", whole=True)
@@ -135,8 +123,7 @@ def _multiplied(params: Params, layers: Sequence[str], name: str) -> Params:
 
 
 def deep_linear(widths: Sequence[int]) -> Net:
-    """A product of matrices, y = x W_1^T ... W_L^T: an :func:`mlp` without biases or
-    activations."""
+    """y = x W_1^T ... W_L^T: an :func:`mlp` without biases or activations."""
     return mlp(widths, "identity", bias=False)
 
 
@@ -147,28 +134,16 @@ def linear(dim: int, outputs: int = 1) -> Net:
 
 def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, pool: bool = True,
         linear_layers: int = 0, width: int = 64) -> Net:
-    """Blocks of 3x3 convolution, batch normalisation with the batch's own statistics and ReLU; then
-    a linear layer.
+    """Blocks of 3x3 convolution, normalisation by the batch's statistics, ReLU; a linear layer.
 
-    ``image`` is (channels, height, width), x [sample, channels, height, width]. With ``pool`` every
-    block ends in a 2x2 max-pooling and the features are flattened; without it they are averaged
-    over the image. Params {"0.conv", "0.scale", "0.shift", ..., "head.weight": [ways, features],
-    "head.bias"}. Convolutions start as He normal, linear layers as N(0, 1 / fan-in). Source: the
-    few-shot literature's usual body.
-
-    Args:
-        image: (channels, height, width).
-        filters: of every convolution.
-        blocks: how many.
-        ways: outputs.
-        pool: whether blocks pool.
-        linear_layers: layers added between the features and the head, "linear.0.weight" and so on,
-            with no activation (paper D); :func:`collapsed_head` multiplies them out.
-        width: of the added layers. At least as many as ``ways`` leave the functions of the network
-            as they are.
-
-    Raises:
-        ValueError: a size below 1, or an image that the poolings reduce to nothing.
+    ``image`` is (channels, height, width), x [sample, channels, height, width]; ``ways`` are the
+    outputs. With ``pool`` every block ends in a 2x2 max-pooling and the features are flattened;
+    without it they are averaged over the image. ``linear_layers`` of ``width``, with no activation,
+    come before the head (paper D); at least ``ways`` wide they add no functions, and
+    :func:`collapsed_head` multiplies them out. Params {"0.conv", "0.scale", "0.shift", ...,
+    "linear.0.weight", ..., "head.weight": [ways, features], "head.bias"}. Convolutions start as He
+    normal, linear layers as N(0, 1 / fan-in). Raises ValueError for a size below 1, or an image
+    that the poolings reduce to nothing. Source: the few-shot literature's usual body.
     """
     channels, height, across = _sizes("image", image)
     filters, blocks, ways, width = _sizes("filters, blocks, ways, width",
@@ -183,9 +158,9 @@ def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, po
     def init(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         params = {}
         for i in range(blocks):
-            fan_in = 9 * (channels if i == 0 else filters)
-            shape = (filters, fan_in // 9, 3, 3)
-            params[f"{i}.conv"] = _normal(generator, shape, sqrt(2 / fan_in), dtype)
+            below = filters if i else channels
+            params[f"{i}.conv"] = _normal(generator, (filters, below, 3, 3), sqrt(2 / (9 * below)),
+                                          dtype)
             params[f"{i}.scale"] = torch.ones(filters, device=generator.device, dtype=dtype)
             params[f"{i}.shift"] = torch.zeros(filters, device=generator.device, dtype=dtype)
         for name, (fan_in, fan_out) in zip(top, pairwise(sizes), strict=True):
@@ -209,27 +184,20 @@ def cnn(image: tuple[int, int, int], filters: int, blocks: int, ways: int, *, po
 
 
 def head_names(params: Params) -> tuple[str, ...]:
-    """The names of the linear layers of a :func:`cnn`, the added ones and the head: what ANIL
-    adapts."""
+    """Names of a :func:`cnn`'s linear layers, the added ones and the head: what ANIL adapts."""
     return tuple(name for name in params if name.split(".")[0] in ("linear", "head"))
 
 
 def collapsed_head(params: Params) -> Params:
-    """The parameters of a :func:`cnn` with its added linear layers and its head multiplied out into
-    one head.
-
-    The plain network with these computes the same function.
-    """
-    layers = [
-        name.removesuffix(".weight") for name in head_names(params) if name.endswith(".weight")
-    ]
-    kept = {name: value for name, value in params.items() if name not in head_names(params)}
+    """Parameters of a plain :func:`cnn` for the function of one with added linear layers."""
+    names = head_names(params)
+    layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    kept = {name: value for name, value in params.items() if name not in names}
     return kept | _multiplied(params, layers, "head")
 
 
 def fresh_head(params: Params, ways: int) -> Params:
-    """The parameters of a plain :func:`cnn` with a head of zeros for ``ways`` classes in place of
-    its own."""
+    """Parameters of a plain :func:`cnn`, its head replaced by one of zeros for ``ways`` classes."""
     at_least("ways", ways, 1, "a head has one output at least", whole=True)
     old = params["head.weight"]
     weight = old.new_zeros(*old.shape[:-2], int(ways), old.shape[-1])

@@ -13,51 +13,40 @@ from companion.tasks import Task
 Objective = Callable[[Params, Task], torch.Tensor]
 
 
-def _sides(task: Any) -> Task:
-    """``task`` if it has the two sides of a task; ValueError otherwise."""
+def _sides(params: Params, task: Any) -> tuple[Any, Any]:
+    """Support and query of ``task``; ValueError where one is missing, or on another device."""
     if not (hasattr(task, "support") and hasattr(task, "query")):
-        raise ValueError(
-            f"a task must have support and query, got {type(task).__name__}; use "
-            f"companion.tasks.Task"
-        )
-    found: Task = task
-    return found
+        raise ValueError(f"a task must have support and query, got {type(task).__name__}; use "
+                         f"companion.tasks.Task")
+    check_devices(params, task.query)
+    return task.support, task.query
 
 
 def nal(loss: Loss) -> Objective:
-    """Plain training, no adaptation in the loop (NAL): the loss of support and query samples
-    together.
+    """Plain training, without adaptation (NAL): the loss of support and query samples together.
 
-    Both sides must be the same structure of tensors with samples first; ``loss`` takes their mean.
-
-    Raises (the objective does):
-        ValueError: a task without support or query, or sides that do not stack.
+    The objective raises ValueError unless a task has both sides, and these are the same structure
+    of tensors, samples first.
     """
 
     def stacked(support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         if support.ndim == 0 or support.shape[1:] != query.shape[1:]:
             shapes = f"{tuple(support.shape)} and {tuple(query.shape)}"
-            raise ValueError(
-                f"support and query must agree but for the number of samples, got {shapes}; "
-                f"samples first"
-            )
+            raise ValueError(f"support and query must agree but for the number of samples, got "
+                             f"{shapes}; samples first")
         return torch.cat([support, query])
 
     def objective(params: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(task)
-        check_devices(params, query)
-        return loss(params, tree_map(stacked, support, query))
+        return loss(params, tree_map(stacked, *_sides(params, task)))
 
     return objective
 
 
 def _adaptive(loss: Loss, steps: int, update: AnyUpdate, first_order: bool) -> Objective:
     def objective(params: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(task)
-        check_devices(params, query)
-        return loss(
-            adapt(loss, params, support, steps=steps, update=update, first_order=first_order), query
-        )
+        support, query = _sides(params, task)
+        return loss(adapt(loss, params, support, steps=steps, update=update,
+                          first_order=first_order), query)
 
     return objective
 
@@ -72,12 +61,10 @@ def maml(loss: Loss, *, steps: int, update: AnyUpdate) -> Objective:
 
 
 def first_order_maml(loss: Loss, *, steps: int, update: AnyUpdate) -> Objective:
-    """First-order MAML: the value of :func:`maml`; its gradient takes the inner gradients as
-    constants.
+    """First-order MAML: the value of :func:`maml`, its gradient with inner gradients constant.
 
     With plain SGD the meta-gradient is the query gradient at the adapted parameters. A learned rate
-    in ``update``
-    keeps its derivative. Source: Finn et al. (2017).
+    in ``update`` keeps its derivative. Source: Finn et al. (2017).
     """
     return _adaptive(loss, steps, update, first_order=True)
 
@@ -85,18 +72,15 @@ def first_order_maml(loss: Loss, *, steps: int, update: AnyUpdate) -> Objective:
 def anil(loss: Loss, *, steps: int, update: AnyUpdate, adapted: Iterable[str]) -> Objective:
     """ANIL: MAML whose inner loop moves only the entries of the parameters named in ``adapted``.
 
-    The others are trained by the outer loop alone. Source: Raghu et al. (2020).
-
-    Raises (the objective does):
-        ValueError: a name that the parameters do not have.
+    The others are trained by the outer loop alone. The objective raises ValueError for a name that
+    the parameters do not have. Source: Raghu et al. (2020).
     """
     split = _splitter(adapted)
 
     def objective(params: Params, task: Task) -> torch.Tensor:
         fixed, inner = split(params)
-        return maml(lambda own, batch: loss(fixed | own, batch), steps=steps, update=update)(
-            inner, task
-        )
+        part = maml(lambda some, batch: loss(fixed | some, batch), steps=steps, update=update)
+        return part(inner, task)
 
     return objective
 
@@ -107,10 +91,8 @@ def _splitter(adapted: Iterable[str]) -> Callable[[Params], tuple[Params, Params
     def split(params: Params) -> tuple[Params, Params]:
         unknown = sorted(names - params.keys())
         if unknown or not names:
-            raise ValueError(
-                f"adapted must name some of {', '.join(params)}, got {unknown or 'none'}; see "
-                f"net.init"
-            )
+            raise ValueError(f"adapted must name some of {', '.join(params)}, got "
+                             f"{unknown or 'none'}; see net.init")
         fixed = {name: value for name, value in params.items() if name not in names}
         return fixed, {name: value for name, value in params.items() if name in names}
 
@@ -121,8 +103,7 @@ _MARK = "rule/"  # before the names of a meta-optimizer's parameters
 
 
 def joined(params: Params, rule: Params) -> Params:
-    """A model's parameters and its meta-optimizer's in one dict, for the outer loop; the latter as
-    ``rule/<name>``."""
+    """A model's parameters and its meta-optimizer's, as ``rule/<name>``, in one dict."""
     return params | {f"{_MARK}{name}": value for name, value in rule.items()}
 
 
@@ -134,19 +115,17 @@ def parted(both: Params) -> tuple[Params, Params]:
 
 
 def counted(both: Params) -> dict[str, int]:
-    """How many numbers a run of a fleet has, [run, ...] out of :func:`joined`: ``parameters`` of
-    the model, and ``own_parameters`` of its meta-optimizer."""
+    """How many numbers a run of a fleet has: the model, and as ``own_parameters`` its rule."""
     model, rule = (sum(value[0].numel() for value in part.values()) for part in parted(both))
     return {"parameters": model, "own_parameters": rule}
 
 
 def adapted_by_rule(loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule,
                     rule_alpha: Alpha | None = None) -> Params:
-    """The model's parameters after ``steps`` inner steps with its meta-optimizer, from those of
-    :func:`joined`.
+    """The model's parameters after ``steps`` inner steps by its rule, from :func:`joined`.
 
-    With ``rule_alpha`` the meta-optimizer adapts too, as in
-    :func:`companion.adaptation.adapt_with_rule`; one with a state cannot.
+    With ``rule_alpha`` the rule adapts too, as in :func:`companion.adaptation.adapt_with_rule`; one
+    with a state cannot.
     """
     params, own = parted(both)
     if rule_alpha is None:
@@ -157,37 +136,24 @@ def adapted_by_rule(loss: Loss, both: Params, support: Any, *, steps: int, rule:
 
 def learned(loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None,
             adapted: Iterable[str] | None = None) -> Objective:
-    """MAML with a meta-optimizer trained together with the initialisation: objective(both, task) ->
-    scalar.
+    """MAML with a meta-optimizer trained together with the initialisation: objective(both, task).
 
-    ``both`` is :func:`joined`, of the model's parameters and of ``rule.init`` of those that adapt.
-
-    Args:
-        loss: (params, batch) -> scalar.
-        steps: inner steps, >= 0.
-        rule: the meta-optimizer.
-        rule_alpha: step of the meta-optimizer's own adaptation within the task; None leaves it as
-            it is.
-        adapted: names of the entries that adapt, as in :func:`anil`; all by default.
-
-    Raises (the objective does):
-        ValueError: a name that the parameters do not have, or a rule made for another model.
-
-    Source: paper D, abstract; its released code.
+    ``both`` is :func:`joined`, of the model's parameters and of ``rule.init`` of those that adapt:
+    those named in ``adapted``, as in :func:`anil`, or all. Within the task they move as in
+    :func:`adapted_by_rule`. The objective raises ValueError for a name that the parameters do not
+    have, or a rule made for another model. Source: paper D, abstract; its released code.
     """
     split = (lambda params: ({}, params)) if adapted is None else _splitter(adapted)
 
     def objective(both: Params, task: Task) -> torch.Tensor:
-        support, query = _sides(task)
         params, own = parted(both)
+        support, query = _sides(params, task)
         fixed, inner = split(params)
-        check_devices(params, query)
 
         def part(some: Params, batch: Any) -> torch.Tensor:
             return loss(fixed | some, batch)
 
-        moved = adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
-                                rule_alpha=rule_alpha)
-        return part(moved, query)
+        return part(adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
+                                    rule_alpha=rule_alpha), query)
 
     return objective

@@ -1,13 +1,12 @@
 """The outer loop, for a whole fleet of runs at once.
 
-The leading axis of every tensor is the run (a seed at a setting), then comes the task: params [run,
-...], tasks [run, task, ...], settings [run, ...]. Runs do not mix: a fleet gives what its runs give
-one by one. A single run needs no run axis: :func:`run_gradient`.
+The leading axis of every tensor is the run (a seed at a setting), then comes the task: params
+[run, ...], tasks [run, task, ...], settings [run, ...]. A fleet gives what its runs give one by
+one. A single run needs no run axis: :func:`run_gradient`.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, NamedTuple, cast
 
@@ -22,97 +21,74 @@ from companion.errors import Diverged, OutOfMemory
 from companion.meta_optimizers import Params
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
-# (params, tasks, *settings) of a fleet -> gradients, values
-Gradient = Callable[..., tuple[Params, torch.Tensor]]
+Gradient = Callable[..., tuple[Params, torch.Tensor]]  # of a fleet -> gradients, values
 Draw = Callable[[int], Any]  # step -> the fleet's tasks of that step; must depend on nothing else
 Watch = Callable[[int, Params, torch.Tensor], None]
 _LOOK_EVERY = 50  # steps between looks for values that are not finite: a look waits for the device
-
-
-@contextmanager
-def _fitting(runs: int, chunk_size: int | None) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            now = f"{runs} runs, {chunk_size or 'all'} at once"
-            raise OutOfMemory(f"the fleet must fit into memory, got {now}; pass a smaller "
-                              f"chunk_size") from error
-        raise
 
 
 def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
                    task_chunk: int | None = None, compiled: bool = False) -> Gradient:
     """The gradient of the mean of ``objective`` over tasks, for every run of a fleet.
 
+    A function of params, tasks and settings that gives gradients [run, ...] and values [run]. It
+    raises OutOfMemory, and ValueError where these do not have the same number of runs.
+
     Args:
         objective: ``(params, task, *settings)`` -> scalar, for one task.
         chunk_size: runs computed at once; all by default. Smaller needs less memory and gives the
             same numbers.
-        task_chunk: tasks of a run computed at once, likewise. For convolutions on a CPU 1 of each
-            is fastest.
+        task_chunk: tasks of a run, likewise. For convolutions on a CPU 1 of each is fastest.
         compiled: use ``torch.compile``, which pays in long runs: its first call takes seconds for a
             small network and minutes for several steps of a convolutional one. Where it is not
             possible the plain function is used.
-
-    Returns:
-        a function of params [run, ...], tasks [run, task, ...] and settings [run, ...] that gives
-        the gradients [run, ...] and the values [run].
-
-    Raises (the function does):
-        OutOfMemory: name a smaller ``chunk_size``.
-        ValueError: parameters, tasks and settings that do not have the same number of runs.
     """
     for name, size in (("chunk_size", chunk_size), ("task_chunk", task_chunk)):
         if size is not None:
             at_least(name, size, 1, "leave it out to compute all at once", whole=True)
 
-    def of_run(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    def of_run(params: Params, tasks: Any, *settings: Any) -> Any:
         axes = (None, 0, *[None] * len(settings))
         each = vmap(grad_and_value(objective), in_dims=axes)(params, tasks, *settings)
-        total: tuple[Params, torch.Tensor] = tree_map(lambda leaf: leaf.sum(0), each)
-        return total
+        return tree_map(lambda leaf: leaf.sum(0), each)
 
-    def of_block(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    def of_block(params: Params, tasks: Any, *settings: Any) -> Any:
         if tree_leaves(tasks)[0].shape[:2] == (1, 1) and not torch.compiler.is_compiling():
             return _of_one(objective, params, tasks, *settings)
-        found: tuple[Params, torch.Tensor] = vmap(of_run)(params, tasks, *settings)
-        return found
+        return vmap(of_run)(params, tasks, *settings)
 
     block = _compiled(cast(FunctionType, of_block)) if compiled else of_block
 
-    def of_runs(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
+    def of_runs(params: Params, tasks: Any, *settings: Any) -> Any:
         parts = [block(params, some, *settings) for some in _pieces(tasks, 1, task_chunk)]
         count = tree_leaves(tasks)[0].shape[1]
-        mean: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: sum(leaves) / count, *parts)
-        return mean
+        return tree_map(lambda *leaves: sum(leaves) / count, *parts)
 
-    def of_fleet(params: Params, tasks: Any, *settings: Any) -> tuple[Params, torch.Tensor]:
-        everything = (params, tasks, *settings)
+    def of_fleet(*everything: Any) -> Any:  # params, tasks, *settings
         runs = {int(leaf.shape[0]) for leaf in tree_leaves(everything)}
         require(len(runs) == 1, "params, tasks and settings", "start with one run axis",
                 sorted(runs), "stack the runs")
-        with _fitting(runs.pop(), chunk_size):
+        try:
             parts = [of_runs(*some) for some in _pieces(everything, 0, chunk_size)]
-            found: tuple[Params, torch.Tensor] = tree_map(lambda *leaves: torch.cat(leaves), *parts)
-        return found
+            return tree_map(lambda *leaves: torch.cat(leaves), *parts)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemory(f"the fleet must fit into memory, got {runs.pop()} runs, "
+                                  f"{chunk_size or 'all'} at once; pass a smaller chunk_size"
+                                  ) from error
+            raise
 
     return of_fleet
 
 
 def run_gradient(objective: Objective, *, task_chunk: int | None = None,
                  compiled: bool = False) -> Gradient:
-    """:func:`fleet_gradient` of one run: params and settings have no run axis, tasks [task, ...].
-
-    Gives the gradients and the value []. Arguments and errors as there.
-    """
+    """:func:`fleet_gradient` of one run: nothing has a run axis, so tasks are [task, ...]."""
     fleet = fleet_gradient(objective, task_chunk=task_chunk, compiled=compiled)
 
     def gradient(*everything: Any) -> tuple[Params, torch.Tensor]:
-        one: tuple[Params, torch.Tensor] = tree_map(
-            lambda leaf: leaf[0], fleet(*tree_map(lambda leaf: leaf[None], everything))
-        )
-        return one
+        slopes, values = fleet(*tree_map(lambda leaf: leaf[None], everything))
+        return {name: slope[0] for name, slope in slopes.items()}, values[0]
 
     return gradient
 
@@ -128,29 +104,25 @@ def _pieces(tree: Any, axis: int, size: int | None) -> Iterator[Any]:
         yield tree_map(lambda leaf, first=first, few=few: leaf.narrow(axis, first, few), tree)
 
 
-def _of_one(
-    objective: Objective, params: Params, tasks: Any, *settings: Any
-) -> tuple[Params, torch.Tensor]:
-    """One task of one run, its axes taken off and put back, by plain autograd.
-
-    vmap would turn a convolution with weights of its own into a grouped one, which a CPU computes
-    slowly, and torch.func would keep the graph of the backward pass.
-    """
+def _of_one(objective: Objective, params: Params, tasks: Any,
+            *settings: Any) -> tuple[Params, torch.Tensor]:
+    """One task of one run by plain autograd: vmap would turn a convolution into a grouped one, slow
+    on a CPU, and torch.func would keep the graph of the backward pass."""
     task, rest = tree_map(lambda leaf: leaf[0, 0], tasks), tree_map(lambda leaf: leaf[0], settings)
     with torch.enable_grad():
         leaves = {name: value[0].detach().requires_grad_() for name, value in params.items()}
         value = objective(leaves, task, *rest)
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True,
                                     materialize_grads=True)
-    slopes = {name: slope[None] for name, slope in zip(leaves, found, strict=True)}
-    return slopes, value.detach()[None]
+    return ({name: slope[None] for name, slope in zip(leaves, found, strict=True)},
+            value.detach()[None])
 
 
 def _compiled(plain: FunctionType) -> Gradient:
     """``plain`` through ``torch.compile``, or itself where the compiler cannot be had."""
     chosen: list[Gradient] = []
 
-    def first(*arguments: Any) -> tuple[Params, torch.Tensor]:
+    def first(*arguments: Any) -> Any:
         if chosen:
             return chosen[0](*arguments)
         # torch counts recompilations by code object, which all fleets share, and gives up after
@@ -161,7 +133,7 @@ def _compiled(plain: FunctionType) -> Gradient:
         try:
             with warnings.catch_warnings():  # the compiler's deprecations, not the reader's
                 warnings.simplefilter("ignore")
-                found: tuple[Params, torch.Tensor] = fast(*arguments)
+                found = fast(*arguments)
             chosen.append(fast)
         except Exception:  # no compiler, or nothing it can do: a caller's error comes again below
             found = plain(*arguments)
@@ -172,14 +144,10 @@ def _compiled(plain: FunctionType) -> Gradient:
 
 
 class Optimizer(NamedTuple):
-    """An outer optimiser: ``init(params)`` -> moments; ``update(gradients, moments, step)`` ->
-    (updates, moments).
-
-    Moments are a dict of tensors, so that a checkpoint can hold them; updates are subtracted.
-    """
+    """``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments)."""
 
     init: Callable[[Params], Params]
-    update: Callable[[Params, Params, int], tuple[Params, Params]]
+    update: Callable[[Params, Params, int], tuple[Params, Params]]  # updates are subtracted
 
 
 Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
@@ -187,36 +155,32 @@ Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
 
 def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
     """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
-    if isinstance(rate, int | float) and not 0 < rate < float("inf"):
-        raise ValueError(f"rate must be positive and finite, got {rate}; it is the outer loop's "
-                         f"step")
+    require(not isinstance(rate, int | float) or 0 < rate < float("inf"), "rate",
+            "be positive and finite", rate, "it is the outer loop's step")
 
     def at(step: int, like: torch.Tensor) -> float | torch.Tensor:
         now = rate(step) if callable(rate) else rate
-        return (now.reshape(-1, *[1] * (like.ndim - 1))
-                if isinstance(now, torch.Tensor) and now.ndim
-                else now)
+        if isinstance(now, torch.Tensor) and now.ndim:
+            return now.reshape(-1, *[1] * (like.ndim - 1))
+        return now
 
     return at
 
 
 def sgd(rate: Rate) -> Optimizer:
-    """Plain gradient descent. ``rate`` is a number, a tensor [run], or a function of the step
-    giving either."""
+    """Plain gradient descent; ``rate`` a number, a tensor [run], or a function of the step."""
     at = _rate_at(rate)
-    return Optimizer(lambda params: {}, lambda g, moments,
-                     t: ({n: at(t, v) * v for n, v in g.items()}, moments))
+    return Optimizer(lambda params: {}, lambda gradients, moments, step: (
+        {name: at(step, g) * g for name, g in gradients.items()}, moments))
 
 
 def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
-    """Adam; ``rate`` as in :func:`sgd`, so that it may vary over a fleet. Source: Kingma and Ba
-    (2015)."""
+    """Adam; ``rate`` as in :func:`sgd`. Source: Kingma and Ba (2015)."""
     at, (b1, b2) = _rate_at(rate), betas
 
     def init(params: Params) -> Params:
         return {f"{kind}.{name}": torch.zeros_like(value)
-                for name, value in params.items()
-                for kind in ("m", "v")}
+                for name, value in params.items() for kind in ("m", "v")}
 
     def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
         new, updates = {}, {}
@@ -232,8 +196,7 @@ def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 
 
 def cosine(rate: float, steps: int) -> Callable[[int], float]:
     """A rate that falls from ``rate`` to 0 over ``steps`` along half a cosine."""
-    return lambda step: float(rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
-                              / 2)
+    return lambda step: rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2
 
 
 def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimizer, steps: int,
@@ -241,26 +204,20 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
           checkpoint: Checkpoint | None = None) -> Params:
     """Train a fleet for ``steps`` outer steps; returns the parameters, [run, ...].
 
+    Raises Diverged, with the step and the runs, where an objective is not finite; OutOfMemory;
+    RecordError for a checkpoint that is damaged or of another run; ValueError for steps below 0 or
+    not whole.
+
     Args:
         gradient: from :func:`fleet_gradient`; or from :func:`run_gradient`, then nothing below has
             a run axis.
         params: where the runs start, [run, ...]; not changed.
-        draw: step -> tasks [run, task, ...]. It must depend on the step alone, so that a resumed
-            run sees the same.
-        optimizer: :func:`sgd` or :func:`adam`.
-        steps: outer steps, >= 0.
-        settings: further arguments of the objective, tensors [run, ...].
+        draw: step -> tasks [run, task, ...], of the step alone: a resumed run sees the same.
+        settings: further arguments of the objective, trees of tensors [run, ...].
         watch: called as watch(step, params, values) with the parameters before each step, and their
             objective [run].
-        checkpoint: keep the state there every so many steps, and go on from it if it is there. On a
-            CPU an interrupted and resumed run ends with the same bits. The file is removed at the
-            end.
-
-    Raises:
-        Diverged: the objective of some run is not finite; names the step and the runs.
-        OutOfMemory: the fleet does not fit.
-        RecordError: the checkpoint is damaged, or of another run.
-        ValueError: steps below 0 or not whole.
+        checkpoint: keep the state there every so many steps, and go on from it if it is there: on a
+            CPU to the same bits as without a break. The file is removed at the end.
     """
     at_least("steps", steps, 0, "0 steps return the start", whole=True)
     params, moments, start, values = dict(params), optimizer.init(params), 0, None

@@ -14,8 +14,7 @@ from companion.streams import normals
 
 
 class Task(NamedTuple):
-    """One task: what it is adapted on and what it is scored on. Each side is a batch, usually (x,
-    y)."""
+    """What a task is adapted on and what it is scored on: two batches, usually (x, y)."""
 
     support: Any
     query: Any
@@ -25,16 +24,13 @@ class Task(NamedTuple):
 class Fleet:
     """The tasks of runs that are trained together, one run for every seed at every setting.
 
-    ``draw(fleet, purpose, tasks, query)`` is a function of the step: what its tasks are made from,
-    [run, task, ...], with ``query`` samples to score on; runs of one seed draw alike.
-    ``make(drawn, *settings)`` makes one task of it, ``loss(apply)`` is its loss.
-
     Args:
         name: of the streams that everything is drawn from.
-        seeds: of the runs.
-        settings: trees of tensors [run, ...], the arguments of ``make``.
+        settings: trees of tensors [run, ...].
         alpha: inner rates, [run].
-        draw, make, loss: see above.
+        draw: (fleet, purpose, tasks, query) -> a function of the step: what its tasks are made
+            from, [run, task, ...], with ``query`` samples to score on; alike for one seed.
+        make: (drawn, *settings) of one task -> the task.
         classes: whether labels are classes, so that there is an accuracy.
         population: whether a side is a whole population and not samples, both sides the same.
         training_dtype: samples are noisier than float32; exact losses want float64.
@@ -64,22 +60,17 @@ class Fleet:
 
     def run(self, index: int) -> tuple[Any, ...]:
         """The settings of one run, on the CPU."""
-        taken: tuple[Any, ...] = tree_map(lambda leaf: leaf[index].cpu(), self.settings)
-        return taken
+        return tuple(tree_map(lambda leaf: leaf[index].cpu(), self.settings))
 
 
 Draw = Callable[[Fleet, str, int, int], Callable[[int], Any]]
 
 
 def normal_draws(shapes: Callable[[int, int], dict[str, tuple[int, ...]]]) -> Draw:
-    """The ``draw`` of a fleet whose tasks are made from standard normals of the ``shapes`` that a
-    number of tasks and of samples to score on need."""
-
-    def draw(fleet: Fleet, purpose: str, tasks: int, query: int) -> Callable[[int], Any]:
-        return normals(fleet.seeds, f"{fleet.name}/{purpose}", shapes(tasks, query),
-                       device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
-
-    return draw
+    """A fleet's ``draw`` of standard normals; (tasks, samples to score on) -> their ``shapes``."""
+    return lambda fleet, purpose, tasks, query: normals(
+        fleet.seeds, f"{fleet.name}/{purpose}", shapes(tasks, query),
+        device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
 
 
 def stacked(families: Sequence[Any], device: str) -> Any:

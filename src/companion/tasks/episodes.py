@@ -1,5 +1,4 @@
-"""Few-shot episodes: N-way K-shot tasks drawn from a source, a whole batch at once and on the
-source's device.
+"""Few-shot episodes: N-way K-shot tasks from a source, a whole batch at once, on its device.
 
 An episode's classes are labelled 0 to N - 1 in random order, or by their number in the pool.
 Support and query are different images. Easy episodes take their classes from anywhere in a pool,
@@ -8,16 +7,15 @@ hard ones from one group (an alphabet, a superclass).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import NamedTuple, cast
 
 import torch
-from torch.utils._pytree import tree_map
 
 from companion.checks import at_least, require
 from companion.losses import cross_entropy
 from companion.streams import stream, torch_stream
-from companion.tasks import Fleet, Task, sources
+from companion.tasks import Fleet, Task, sources, stacked
 from companion.tasks.sources import Source
 
 
@@ -31,14 +29,9 @@ class Pool(NamedTuple):
     group: torch.Tensor
 
 
-def pool(
-    source: Source, split: str, *, groups: Sequence[int] | None = None, device: str = "cpu"
-) -> Pool:
-    """The classes of a split, of some groups alone if told.
-
-    Raises:
-        ValueError: an unknown split, or no class left.
-    """
+def pool(source: Source, split: str, *, groups: Sequence[int] | None = None,
+         device: str = "cpu") -> Pool:
+    """The classes of a split, or of some groups of it; ValueError for none or an unknown split."""
     if split not in source.splits:
         raise ValueError(f"split must be one of {', '.join(source.splits)}, got {split!r}")
     members = source.splits[split]
@@ -51,38 +44,29 @@ def pool(
 
 
 def fitting_groups(of: Pool, ways: int) -> torch.Tensor:
-    """The groups that have at least ``ways`` classes, so that hard episodes can be drawn from
-    them."""
+    """The groups with at least ``ways`` classes: hard episodes can be drawn from them."""
     names, sizes = torch.unique(of.group, return_counts=True)
-    found: torch.Tensor = names[sizes >= ways]
-    return found
+    return cast(torch.Tensor, names[sizes >= ways])
 
 
 def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, shots: int,
            queries: int, hard_fraction: float = 0.0, hard_groups: Sequence[int] | None = None,
            global_labels: bool = False, dtype: torch.dtype = torch.float32) -> Task:
-    """A batch of episodes, Task((x, y), (x, y)): x [episode, ways * shots, channel, height, width],
-    y [episode, ...].
+    """Episodes of ``ways`` classes, Task((x, y), (x, y)), y [episode, image].
+
+    x is [episode, image, channel, height, width], uint8 / 255 - 1/2. Raises ValueError for more
+    classes or images than there are, or an argument out of range.
 
     Args:
-        of: where classes and images come from.
         generator: on the pool's device.
-        episodes: how many, >= 1.
-        ways: classes in each.
-        shots: support images of a class.
-        queries: query images of a class.
+        shots, queries: images of a class, in the support and in the query.
         hard_fraction: probability that an episode's classes are all of one group, in [0, 1].
         hard_groups: the groups that hard episodes take their classes from, one each; by default all
             that have enough. Few make packed hard tasks, many spread ones.
         global_labels: label by the class's number in the pool, the same in every episode.
-        dtype: of x, which is uint8 / 255 - 1/2.
-
-    Raises:
-        ValueError: more classes or images than there are, or an argument out of range.
     """
-    for name, value in {
-        "episodes": episodes, "ways": ways, "shots": shots, "queries": queries,
-    }.items():
+    for name, value in (("episodes", episodes), ("ways", ways), ("shots", shots),
+                        ("queries", queries)):
         at_least(name, value, 1, "an episode needs one at least", whole=True)
     require(0 <= hard_fraction <= 1, "hard_fraction", "lie in [0, 1]", hard_fraction,
             "it is a probability")
@@ -93,9 +77,7 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
     require(each <= least, "shots + queries",
             f"be at most the {least} images of the smallest class", each, "fewer")
     here = of.images.device
-
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator, device=here)
+    uniform = partial(torch.rand, generator=generator, device=here)
 
     rank = uniform(episodes, classes)
     if hard_fraction > 0:
@@ -113,9 +95,9 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
         # below every class of the group
         rank = rank - (hard[:, None] & (of.group != own[:, None])).to(rank.dtype)
     chosen = rank.topk(ways, dim=1).indices  # in random order: the labels are permuted
-    count = of.sizes[chosen]
     order = uniform(episodes, ways, int(of.sizes.max()))
-    order = order.masked_fill(torch.arange(order.shape[-1], device=here) >= count[..., None], -1.0)
+    order = order.masked_fill(torch.arange(order.shape[-1], device=here)
+                              >= of.sizes[chosen][..., None], -1.0)
     images = of.first[chosen][..., None] + order.topk(each, dim=-1).indices
     labels = chosen if global_labels else torch.arange(ways, device=here).expand(episodes, ways)
     y = labels[..., None].expand(episodes, ways, each)
@@ -129,8 +111,8 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
 
 @dataclass(frozen=True)
 class Setting:
-    """Where episodes come from: a source, its classes split ``within`` groups or as published;
-    their size; the inner rate ``alpha`` of training."""
+    """A source of episodes, its classes split ``within`` groups or as published; their size; the
+    inner rate ``alpha`` of training."""
 
     source: str
     ways: int
@@ -143,8 +125,7 @@ class Setting:
 @lru_cache(maxsize=2)
 def pools(source: str, within: bool, device: str = "cpu") -> dict[str, Pool]:
     """The pool of every split of a source, kept for the next fleet."""
-    images = sources.load(source)
-    images = sources.within_groups(images) if within else images
+    images = sources.within_groups(sources.load(source)) if within else sources.load(source)
     return {split: pool(images, split, device=device) for split in sources.SPLITS}
 
 
@@ -152,16 +133,14 @@ def hard_groups_of(setting: Setting, seed: int, count: int, device: str = "cpu")
     """The groups that a seed's hard training episodes come from: ``count`` of its own, or all for
     0, of those with classes enough in every split that shares them."""
     by_split = pools(setting.source, setting.within, device)
-    shared = by_split if setting.within else ("train",)
     fitting = set.intersection(*(set(fitting_groups(by_split[split], setting.ways).tolist())
-                                 for split in shared))
+                                 for split in (by_split if setting.within else ("train",))))
     groups: list[int] = stream(seed, "few_shot/hard groups").permutation(sorted(fitting)).tolist()
     return groups[:count] if count else groups
 
 
 def episode_fleet(setting: Setting, seeds: Sequence[int], *, hard_groups: int = 0,
-                  fraction: float = 0.0, global_labels: bool = False,
-                  device: str = "cpu") -> Fleet:
+                  fraction: float = 0.0, global_labels: bool = False, device: str = "cpu") -> Fleet:
     """A run for every seed, on episodes of which a ``fraction`` is hard.
 
     Purposes "train", "validate" and "test" draw from the splits of that name. Hard episodes come
@@ -177,15 +156,13 @@ def episode_fleet(setting: Setting, seeds: Sequence[int], *, hard_groups: int = 
         restricted = fraction > 0 and (setting.within or split == "train")
 
         def at(step: int) -> Task:
-            drawn = [sample(by_split[split],
-                            torch_stream(seed, f"few_shot/{split}/{fraction}/{step}", device),
-                            episodes=tasks, ways=setting.ways, shots=setting.shots,
-                            queries=setting.queries, hard_fraction=fraction,
-                            hard_groups=chosen[seed] if restricted else None,
-                            global_labels=global_labels)
+            name = f"few_shot/{split}/{fraction}/{step}"
+            drawn = [sample(by_split[split], torch_stream(seed, name, device), episodes=tasks,
+                            ways=setting.ways, shots=setting.shots, queries=setting.queries,
+                            hard_fraction=fraction, global_labels=global_labels,
+                            hard_groups=chosen[seed] if restricted else None)
                      for seed in fleet.seeds]
-            stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *drawn)
-            return stacked
+            return cast(Task, stacked(drawn, device))
 
         return at
 

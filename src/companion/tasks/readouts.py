@@ -1,5 +1,4 @@
-"""Tasks that a shallow model solves: linear regression, linear boundaries, and linear readouts of
-shared features.
+"""Tasks that a shallow model solves: linear regression, boundaries, readouts of shared features.
 
 x ~ N(0, S), S = root root.T, the same for every task of a family. W* = output_root N /
 sqrt(inputs), N standard normal; its inputs are x, or the shared features tanh(F x). Labels are W* x
@@ -14,10 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from companion.adaptation import Loss
 from companion.checks import at_least, real, require
 from companion.losses import cross_entropy, logistic, squared_error
-from companion.nets import Apply
 from companion.streams import torch_stream
 from companion.tasks import Fleet, Task, normal_draws, stacked
 
@@ -26,10 +23,7 @@ KINDS = ("regression", "boundaries")
 
 class Readout(NamedTuple):
     """A family: ``root`` [dim, dim], ``output_root`` [output, output], ``noise`` [] and
-    ``features`` [hidden, dim].
-
-    There are no features where ``hidden`` is 0.
-    """
+    ``features`` [hidden, dim], none where ``hidden`` is 0."""
 
     root: torch.Tensor
     output_root: torch.Tensor
@@ -53,8 +47,7 @@ class Readout(NamedTuple):
 
     @property
     def task_covariance(self) -> torch.Tensor:
-        """C of vec(W*), its rows stacked: (output_root output_root.T) kron I / inputs, for one
-        family."""
+        """C of vec(W*), its rows stacked: (output_root output_root.T) kron I / inputs."""
         eye = torch.eye(self.inputs, dtype=self.root.dtype, device=self.root.device)
         return torch.kron(self.output_root @ self.output_root.mT, eye) / self.inputs
 
@@ -64,19 +57,14 @@ def readout(generator: torch.Generator, *, scales: Sequence[float], outputs: int
             dtype: torch.dtype = torch.float64) -> Readout:
     """A family whose inputs have the standard deviations ``scales`` [dim] along random axes.
 
+    Raises ValueError for an argument out of range.
+
     Args:
-        generator: gives the axes and the features; the same state gives the same ones for all
-            ``scales``.
-        scales: positive.
-        outputs: of a task.
+        generator: of the axes and the features: one state gives the same for all ``scales``.
         turned: False leaves the axes of the inputs at those of the coordinates.
         correlation: between any two outputs of W*, in [0, 1).
         noise: standard deviation of the labels' noise.
         hidden: number of shared features; 0 for labels that are linear in x.
-        dtype: of the tensors.
-
-    Raises:
-        ValueError: an argument out of range.
     """
     at_least("outputs", outputs, 1, "a task has an output", whole=True)
     lengths = real("scales", scales)
@@ -98,16 +86,12 @@ def readout(generator: torch.Generator, *, scales: Sequence[float], outputs: int
 
 
 def spread(dim: int, least: float, most: float, inputs: str = "spread") -> tuple[float, ...]:
-    """Standard deviations of the inputs, [dim]: from ``least`` to ``most``, geometric ("spread"),
-    or all 1 ("isotropic")."""
-    if inputs == "isotropic":
-        return (1.0,) * dim
-    return tuple(np.geomspace(least, most, dim).tolist())
+    """``scales``: from ``least`` to ``most``, geometric ("spread"), or all 1 ("isotropic")."""
+    return (1.0,) * dim if inputs == "isotropic" else tuple(np.geomspace(least, most, dim).tolist())
 
 
 def shapes(of: Readout, tasks: int, samples: int) -> dict[str, tuple[int, ...]]:
-    """The standard normals that a batch of tasks is made from, for
-    :func:`companion.streams.normals`."""
+    """The normals that a batch of tasks is made from, for :func:`companion.streams.normals`."""
     outputs, dim = of.output_root.shape[-1], of.root.shape[-1]
     return {"task": (tasks, outputs, of.inputs), "x": (tasks, samples, dim),
             "noise": (tasks, samples, outputs)}
@@ -120,23 +104,19 @@ def optimum(of: Readout, normal: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def outputs(of: Readout, normal: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """The task's own outputs without noise: x [sample, dim] -> [sample, output]."""
+    """A task's outputs without noise: x [sample, dim] -> [sample, output]."""
     inputs = x if of.linear else torch.tanh(x @ of.features.mT)
     return inputs @ optimum(of, normal).mT
 
 
 def task(of: Readout, normal: dict[str, torch.Tensor], kind: str, support: int, *,
          exact: bool = False) -> Task:
-    """One task: the first ``support`` samples to adapt on, the others to score on, labels without
-    noise there.
+    """One task: the first ``support`` samples to adapt on, the others, without noise, to score on.
 
     ``exact`` puts the d points sqrt(d) root_i in place of the samples to score on: their mean
     squared error is the expected one, for every model that is linear in x. Labels of one output are
     [sample]: numbers, or 0. and 1. for boundaries; of several, [sample, output] or whole class
-    numbers [sample].
-
-    Raises:
-        ValueError: an unknown kind, or ``exact`` where nothing is linear.
+    numbers [sample]. Raises ValueError for an unknown kind, or ``exact`` where nothing is linear.
     """
     if kind not in KINDS:  # in plain Python, which torch.compile can follow
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -146,12 +126,11 @@ def task(of: Readout, normal: dict[str, torch.Tensor], kind: str, support: int, 
     query = of.root.mT * math.sqrt(of.root.shape[-1]) if exact else x[support:]
     x, values = x[:support], [outputs(of, normal, inputs) for inputs in (x[:support], query)]
     if kind == "boundaries":
-        one = values[0].shape[-1] == 1
-        y, query_y = ((value[:, 0] > 0).to(x.dtype) if one else value.argmax(-1)
+        y, query_y = ((value[:, 0] > 0).to(x.dtype) if value.shape[-1] == 1 else value.argmax(-1)
                       for value in values)
-        return Task((x, y), (query, query_y))
-    values[0] = values[0] + of.noise * normal["noise"][:support]
-    y, query_y = (value.squeeze(-1) if value.shape[-1] == 1 else value for value in values)
+    else:
+        values[0] = values[0] + of.noise * normal["noise"][:support]
+        y, query_y = (value.squeeze(-1) if value.shape[-1] == 1 else value for value in values)
     return Task((x, y), (query, query_y))
 
 
@@ -171,17 +150,14 @@ def readout_fleet(kind: str, settings: Sequence[Mapping[str, Any]], seeds: Seque
         alphas += [setting["alpha"] / top] * len(seeds)
     every: Readout = stacked(families, device)
     exact = kind == "regression" and every.linear
-    draw = normal_draws(lambda tasks, query: shapes(every, tasks,
-                                                    support + (0 if exact else query)))
+    draw = normal_draws(lambda tasks, query: shapes(
+        every, tasks, support + (0 if exact else query)))
 
     def make(normal: dict[str, torch.Tensor], family: Readout) -> Task:
         return task(family, normal, kind, support, exact=exact)
 
-    def loss(apply: Apply) -> Loss:
-        if kind == "regression":
-            return squared_error(apply)
-        return logistic(apply) if every.output_root.shape[-1] == 1 else cross_entropy(apply)
-
+    one = every.output_root.shape[-1] == 1
+    loss = squared_error if kind == "regression" else logistic if one else cross_entropy
     return Fleet("synthetic", tuple(seeds) * len(settings), (every,),
                  torch.tensor(alphas, dtype=torch.float64, device=device), draw, make, loss,
                  classes=kind == "boundaries")

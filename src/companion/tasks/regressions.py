@@ -29,8 +29,7 @@ class LinearFamily:
         weights: [group], non-negative, normalised inside: the probability of each group.
         noise: standard deviation of z, the labels' noise, >= 0.
 
-    Raises:
-        ValueError: shapes that do not match, a bad covariance, a negative variance or weight.
+    Raises ValueError where shapes do not match or a number is out of range.
     """
 
     covariances: Array
@@ -43,14 +42,12 @@ class LinearFamily:
         shape = gaussian.check_covariance("covariances", self.covariances).shape
         require(len(shape) == 3, "covariances.shape", "be [group, d, d]", shape,
                 "stack one matrix per group")
-        centres = real("centres", self.centres)
         variances = at_least("variances", self.variances, 0, "a variance is not negative")
         weights = at_least("weights", self.weights, 0, "a probability is not negative")
-        for name, array, want in (("centres", centres, shape[:2]),
-                                  ("variances", variances, shape[:1]),
-                                  ("weights", weights, shape[:1])):
-            require(array.shape == want, f"{name}.shape", f"be {want}", array.shape,
-                    "give one entry per group")
+        for name, array, axes in (("centres", real("centres", self.centres), 2),
+                                  ("variances", variances, 1), ("weights", weights, 1)):
+            require(array.shape == shape[:axes], f"{name}.shape", f"be {shape[:axes]}",
+                    array.shape, "give one entry per group")
         require(weights.sum() > 0, "weights", "have a positive sum", weights, "give one a weight")
         at_least("noise", self.noise, 0, "noise is a standard deviation")
 
@@ -114,19 +111,20 @@ def easy_and_hard(rng: np.random.Generator, scales_easy: Array, scales_hard: Arr
 
     The hard centre is 0, the easy one ``distance`` away along (1, ..., 1).
     """
-    d = len(scales_easy)
-    turns = [np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(2)]
-    halves = np.stack([(turn * scales) @ turn.T / 2
-                       for turn, scales in zip(turns, (scales_easy, scales_hard), strict=True)])
+    d, halves = len(scales_easy), []
+    for scales in (scales_easy, scales_hard):
+        turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        halves.append((turn * scales) @ turn.T / 2)
+    covariances = np.stack([half + half.T for half in halves])
     centres = np.stack([np.full(d, distance / np.sqrt(d)), np.zeros(d)])
-    return LinearFamily(halves + halves.swapaxes(-1, -2), centres, np.array([var_easy, var_hard]),
+    return LinearFamily(covariances, centres, np.array([var_easy, var_hard]),
                         np.array([1 - hard_fraction, hard_fraction]), noise)
 
 
 def regression_fleet(family: LinearFamily, seeds: Sequence[int], *, alpha: float, support: int,
                      copies: int = 1) -> Fleet:
-    """``copies`` runs of every seed on the tasks of one family, the seeds innermost; runs of one
-    seed draw alike. A step's tasks come from NumPy, so that they are the same on any processor."""
+    """``copies`` runs of every seed on one family's tasks, the seeds innermost, drawn by NumPy: the
+    same on any processor."""
     distinct = sorted(set(seeds))
     run = torch.tensor([distinct.index(seed) for seed in seeds] * copies)
 
@@ -135,14 +133,11 @@ def regression_fleet(family: LinearFamily, seeds: Sequence[int], *, alpha: float
         block = max(1, _BLOCK // (8 * tasks * samples * family.centres.shape[1]))
 
         @lru_cache(maxsize=1)
-        def drawn(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-            parts = []
-            for seed in distinct:
-                rng = stream(seed, f"{fleet.name}/{purpose}/{number}")
-                parts.append(family.draw_samples(rng, *family.draw_tasks(rng, (block, tasks)),
-                                                 samples))
-            x, y = (torch.from_numpy(np.stack(side, axis=1)) for side in zip(*parts, strict=True))
-            return x, y
+        def drawn(number: int) -> list[torch.Tensor]:
+            rngs = [stream(seed, f"{fleet.name}/{purpose}/{number}") for seed in distinct]
+            parts = [family.draw_samples(rng, *family.draw_tasks(rng, (block, tasks)), samples)
+                     for rng in rngs]
+            return [torch.from_numpy(np.stack(side, axis=1)) for side in zip(*parts, strict=True)]
 
         return lambda step: tuple(side[step % block][run] for side in drawn(step // block))
 

@@ -1,14 +1,13 @@
-"""Teacher-student tasks for two-layer networks: the label is a teacher's output, one teacher a
-task.
+"""Teacher-student tasks for two-layer networks: each task's labels are a teacher's outputs.
 
-A family has two groups, easy (0) and hard (1). Near its teacher a task's loss is
-(W - T).H (W - T)/2 with H = E[phi phi^T], phi = df/dW: its spectrum is how fast gradient descent
-solves the task, its hardness. Everything but :func:`teacher_fleet` is for one task.
+A family has two groups, easy (0) and hard (1). Near its teacher a task's loss is (W - T).H (W -
+T)/2, H = E[phi phi^T], phi = df/dW: its spectrum is how fast gradient descent solves the task, its
+hardness. Everything but :func:`teacher_fleet` is for one task.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,11 +27,10 @@ _DRAWS = 4000  # inputs for a mean that has no closed form
 
 
 class Teachers(NamedTuple):
-    """A family of teachers: T = centres[group] + spread[group] z, x ~ N(0, rho[group] I), y = f(T;
-    x).
+    """A family: T = centres[group] + spread[group] z, x ~ N(0, rho[group] I), y = f(T; x).
 
-    ``centres`` [group, hidden, dim], ``rho`` [group], ``spread`` [group] (standard deviation of one
-    weight), and ``cut`` [], the normal quantile of the probability of a hard task.
+    ``centres`` are [group, hidden, dim], ``rho`` and ``spread`` [group]; ``cut`` [] is the normal
+    quantile of the probability of a hard task.
     """
 
     centres: torch.Tensor
@@ -47,24 +45,19 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
     """A family with random centres, ``distance`` apart.
 
     Both centres have ``hidden`` orthogonal rows of the given ``length``: row j of the easy one is
-    row j of the hard one, turned in a plane of its own. So the two groups have equally many equal
-    curvatures, and one is harder than the other by ``rho`` alone. The distance is in the Frobenius
-    norm; it is at most length sqrt(2 hidden), a right angle, beyond which a permutation of hidden
-    units is nearer. ``var_*`` is E|T - centre|^2, as in the linear mixture. The same generator
-    state gives the same rows and planes for every setting.
-
-    Raises:
-        ValueError: 2 hidden above dim, a variance below 0, a distance out of range, rho or length
-            not positive, a fraction outside (0, 1).
+    row j of the hard one, turned in a plane of its own. So the groups have equally many equal
+    curvatures, and one is harder by ``rho`` alone. The distance is in the Frobenius norm, at most
+    length sqrt(2 hidden), a right angle, beyond which a permutation of hidden units is nearer.
+    ``var_*`` is E|T - centre|^2. One generator state gives one set of rows and planes for all
+    settings. Raises ValueError for 2 hidden above dim, or a number out of range.
     """
     at_least("dim", dim, 1, "a network has inputs", whole=True)
     at_least("hidden", hidden, 1, "a network has hidden units", whole=True)
     require(2 * hidden <= dim, "hidden", f"be at most dim / 2 = {dim / 2:g}", hidden,
             "every row turns in a plane")
-    for name, value in {"rho_easy": rho_easy, "rho_hard": rho_hard, "length": length}.items():
+    for name, value in (("rho_easy", rho_easy), ("rho_hard", rho_hard), ("length", length)):
         require(0 < value < math.inf, name, "be positive and finite", value, "it is a scale")
-    for name, value in {"var_easy": var_easy, "var_hard": var_hard}.items():
-        at_least(name, value, 0, "a variance is not negative")
+    at_least("var_easy, var_hard", (var_easy, var_hard), 0, "a variance is not negative")
     furthest = length * math.sqrt(2 * hidden)
     require(0 <= distance <= furthest, "distance", f"lie in [0, {furthest:.4g}]", distance,
             "or make the rows longer")
@@ -77,39 +70,35 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
     easy = (1 - 2 * sine**2) * hard + 2 * sine * math.sqrt(1 - sine**2) * aside
     cut = torch.special.ndtri(torch.tensor(hard_fraction, dtype=dtype))
     spread = [math.sqrt(variance / (hidden * dim)) for variance in (var_easy, var_hard)]
-    numbers = (torch.tensor((rho_easy, rho_hard), dtype=dtype), torch.tensor(spread, dtype=dtype),
-               cut)
-    return Teachers(length * torch.stack([easy, hard]), *(t.to(generator.device) for t in numbers))
+    numbers = torch.tensor([[rho_easy, rho_hard], spread], dtype=dtype, device=generator.device)
+    return Teachers(length * torch.stack([easy, hard]), numbers[0], numbers[1],
+                    cut.to(generator.device))
 
 
 def shapes(of: Teachers, tasks: int, samples: int = 0) -> dict[str, tuple[int, ...]]:
-    """The standard normals that a batch of tasks is made from, for
-    :func:`companion.streams.normals`."""
+    """The normals that a batch of tasks is made from, for :func:`companion.streams.normals`."""
     hidden, dim = of.centres.shape[-2:]
-    own = {"group": (tasks,), "teacher": (tasks, hidden, dim)}
-    return own | ({"x": (tasks, samples, dim)} if samples else {})
+    x = {"x": (tasks, samples, dim)} if samples else {}
+    return {"group": (tasks,), "teacher": (tasks, hidden, dim)} | x
 
 
-def teacher(
-    of: Teachers, normal: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def teacher(of: Teachers, normal: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor,
+                                                                    torch.Tensor]:
     """One teacher from its normals: weights [hidden, dim], input variance [], and group []."""
     hard = normal["group"] < of.cut
-    centre = torch.where(hard, of.centres[HARD], of.centres[EASY])
-    spread, rho = (torch.where(hard, both[HARD], both[EASY]) for both in (of.spread, of.rho))
+    centre, spread, rho = (torch.where(hard, both[HARD], both[EASY])
+                           for both in (of.centres, of.spread, of.rho))
     return centre + spread * normal["teacher"], rho, hard.long()
 
 
 def population_task(of: Teachers, normal: dict[str, torch.Tensor]) -> Task:
-    """The task as (teacher, rho) on both sides, for the exact losses of
-    :mod:`companion.theory.kernels`."""
-    weights, rho, _ = teacher(of, normal)
-    return Task((weights, rho), (weights, rho))
+    """The task as (teacher, rho) on both sides, for exact losses (theory.kernels)."""
+    side = teacher(of, normal)[:2]
+    return Task(side, side)
 
 
 def sampled_task(of: Teachers, normal: dict[str, torch.Tensor], apply: Apply, support: int) -> Task:
-    """The task as drawn samples: the first ``support`` of x [sample, dim] to adapt on, the others
-    to score on."""
+    """The task as samples: the first ``support`` of x [sample, dim] to adapt, others to score."""
     weights, rho, _ = teacher(of, normal)
     x = rho.sqrt() * normal["x"]
     y = apply({"weight": weights}, x)
@@ -117,28 +106,25 @@ def sampled_task(of: Teachers, normal: dict[str, torch.Tensor], apply: Apply, su
 
 
 def aligned(weights: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-    """``weights`` [hidden, dim] with its rows permuted, which leaves f as it is, to lie nearest to
-    ``to``."""
+    """``weights`` [hidden, dim], its rows permuted (f stays the same) to lie nearest to ``to``."""
     cost = torch.cdist(to, weights).square().cpu().numpy()
     return weights[torch.from_numpy(np.asarray(linear_sum_assignment(cost)[1]))]
 
 
 def features(activation: str, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """phi = df/dW at every input: weights [hidden, dim], x [sample, dim] -> [sample, hidden *
-    dim]."""
+    """phi = df/dW at inputs: weights [hidden, dim], x [sample, dim] -> [sample, hidden * dim]."""
     apply = two_layer(1, 1, activation).apply
 
     def output(w: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
         return apply({"weight": w}, one[None])[0]
 
-    found: torch.Tensor = vmap(grad(output), in_dims=(None, 0))(weights, x).flatten(1)
-    return found
+    return cast(torch.Tensor, vmap(grad(output), in_dims=(None, 0))(weights, x)).flatten(1)
 
 
 def curvature(activation: str, weights: torch.Tensor, rho: torch.Tensor,
               x: torch.Tensor) -> torch.Tensor:
-    """H = E[phi phi^T] of one teacher, [hidden * dim, hidden * dim]; ``x`` [draw, dim], standard
-    normal, is used only where the activation has no closed form."""
+    """H = E[phi phi^T] of one teacher, [hidden * dim, hidden * dim]; standard normal ``x``
+    [draw, dim] are used only where the activation has no closed form."""
     if activation in KERNELS:
         return hessian(weights, weights, rho, activation)
     phi = features(activation, weights, rho.sqrt() * x)
@@ -147,8 +133,8 @@ def curvature(activation: str, weights: torch.Tensor, rho: torch.Tensor,
 
 def inputs(seed: int, dim: int) -> torch.Tensor:
     """Standard normal inputs of a seed, for means that have no closed form, [draw, dim]."""
-    generator = torch_stream(seed, "two_layer/inputs")
-    return torch.randn(_DRAWS, dim, generator=generator, dtype=torch.float64)
+    return torch.randn(_DRAWS, dim, generator=torch_stream(seed, "two_layer/inputs"),
+                       dtype=torch.float64)
 
 
 def drawn(of: Teachers, seed: int, count: int) -> dict[str, torch.Tensor]:
@@ -163,14 +149,12 @@ def mean_curvature(activation: str, of: Teachers, group: int, seed: int,
     normal = drawn(of, seed, count)["teacher"]
     x = inputs(seed, normal.shape[-1])
     weights = of.centres[group] + of.spread[group] * normal
-    mean: torch.Tensor = vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights).mean(0)
-    return mean
+    return vmap(lambda w: curvature(activation, w, of.rho[group], x))(weights).mean(0)
 
 
 def population(activation: str) -> Loss:
     """The exact loss on a batch (teacher, rho)."""
-    return lambda params, batch: population_loss(params["weight"], batch[0], batch[1],
-                                                  activation)
+    return lambda params, batch: population_loss(params["weight"], batch[0], batch[1], activation)
 
 
 def teacher_fleet(activation: str, settings: Sequence[Mapping[str, Any]], seeds: Sequence[int], *,
@@ -180,9 +164,6 @@ def teacher_fleet(activation: str, settings: Sequence[Mapping[str, Any]], seeds:
     A setting holds the arguments of :func:`teachers` and ``alpha``, the inner rate times the
     largest curvature of the easy tasks. ``support`` are the samples to adapt on; None is the full
     batch, the exact gradient of the population. Runs of one seed share centres, start and draws.
-
-    Raises:
-        ValueError: an argument of the family out of range.
     """
     families, alphas = [], []
     for setting in settings:
@@ -195,13 +176,12 @@ def teacher_fleet(activation: str, settings: Sequence[Mapping[str, Any]], seeds:
             alphas.append(setting["alpha"] / top)
     every: Teachers = stacked(families, device)
     apply, exact = two_layer(dim, hidden, activation).apply, support is None
-    draw = normal_draws(lambda tasks, query: shapes(every, tasks,
-                                                    0 if support is None else support + query))
+    draw = normal_draws(lambda tasks, query: shapes(
+        every, tasks, 0 if support is None else support + query))
 
     def make(normal: dict[str, torch.Tensor], family: Teachers) -> Task:
-        if support is None:
-            return population_task(family, normal)
-        return sampled_task(family, normal, apply, support)
+        return (population_task(family, normal) if support is None
+                else sampled_task(family, normal, apply, support))
 
     return Fleet("two_layer", tuple(seeds) * len(settings), (every,),
                  torch.stack(alphas).to(device), draw, make,
