@@ -94,11 +94,9 @@ def listed() -> list[dict[str, Any]]:
 def evaluate(profile: str = "full") -> list[Verdict]:
     """The verdict on every claim of claims.yml, from proofs and the records of ``profile``.
 
-    A part without a record is untested, and so is one whose proof does not go through.
-
-    Raises:
-        ValueError: a profile other than "quick" and "full".
-        RecordError: a record has been altered or is of an earlier config; claims.yml is not whole.
+    A part without a record is untested, and so is one whose proof does not go through. Raises
+    ValueError: a profile other than "quick" and "full". RecordError: a record has been altered or
+    is of an earlier config; claims.yml is not whole.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")

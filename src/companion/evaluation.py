@@ -50,8 +50,7 @@ class Estimate:
 def estimate(samples: ArrayLike) -> Estimate:
     """The mean of independent ``samples`` [draw] and its standard error.
 
-    Raises:
-        ValueError: fewer than two samples, or one that is not finite.
+    Raises ValueError: fewer than two samples, or one that is not finite.
     """
     array = real("samples", samples)
     require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more",
@@ -103,8 +102,7 @@ def bootstrap(statistic: Callable[[Array], Array], samples: ArrayLike, *,
         purpose: name of the stream that the resamples are drawn from.
         resamples: how many.
 
-    Raises:
-        ValueError: fewer than two seeds, or an entry that is not finite.
+    Raises ValueError: fewer than two seeds, or an entry that is not finite.
     """
     array = real("samples", samples)
     require(array.ndim == 2 and len(array) > 1, "samples.shape", "be [seed, column], two or more",

@@ -16,10 +16,10 @@ class Experiment:
     """An experiment: its profiles, the points of a config, and how one point is measured.
 
     ``measure(config, point, device)`` returns rows of the same columns, one a measurement. It must
-    give the same rows for the same arguments in any process, so it draws from named streams only.
-    A point is a plain dict of what tells it apart; every other number that reaches a measurement is
-    in the config. ``findings`` map a claim's part, "D1/synthetic", to what settles it.
-    ``devices`` are those that it can use, the preferred one first.
+    give the same rows for the same arguments in any process, so it draws from named streams only. A
+    point is a plain dict of what tells it apart; every other number that reaches a measurement is
+    in the config. ``findings`` map a claim's part, "D1/synthetic", to what settles it. ``devices``
+    are those that it can use, the preferred one first.
     """
 
     name: str

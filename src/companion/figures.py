@@ -74,8 +74,7 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
         ident: id of the element on the page.
         label: name of the vertical axis.
 
-    Raises:
-        ValueError: a symbol without a value, or an expression that JavaScript cannot compute.
+    Raises ValueError: a symbol without a value, or an expression that JavaScript cannot compute.
     """
     free = sorted(map(str, expression.free_symbols - {x[0], *knobs}))
     require(not free, "every symbol", "be the axis or a knob", free, "substitute them")

@@ -37,8 +37,7 @@ def cache() -> Path:
 def results() -> Path:
     """Where records are kept: ``COMPANION_RESULTS``, else ``results/`` of the checkout.
 
-    Raises:
-        ValueError: neither is there.
+    Raises ValueError: neither is there.
     """
     root = checkout()
     folder = _named("COMPANION_RESULTS") or (root and root / "results")

@@ -123,9 +123,8 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         where: the folder, usually :func:`folder`.
         expected: the key that the record must have been made with.
 
-    Raises:
-        MissingRecord: there is none.
-        RecordError: a file is missing, truncated or altered, or the key is another.
+    Raises MissingRecord: there is none. RecordError: a file is missing, truncated or altered, or
+    the key is another.
     """
     remedy = ("restore it from version control, or make the record again with `companion run ... "
               "--fresh`")

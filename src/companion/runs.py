@@ -47,10 +47,9 @@ def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
         progress: show a bar.
         say: where messages go.
 
-    Raises:
-        ValueError: an argument is out of range; nothing has been written.
-        RecordError: a file cannot be written, or what is there has been altered.
-        Unfinished: points failed; there is no record yet.
+    Raises ValueError: an argument is out of range; nothing has been written. RecordError: a file
+    cannot be written, or what is there has been altered. Unfinished: points failed; there is no
+    record yet.
     """
     config, device = experiment.config(profile), experiment.device(device)
     points, key = experiment.points(config), experiment.key(profile)

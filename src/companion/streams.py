@@ -45,9 +45,7 @@ def normals(
 
     A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier
     calls. Runs of one seed get equal numbers, whatever their settings. Steps are drawn in blocks.
-
-    Raises:
-        ValueError: a seed that is not a whole number >= 0.
+    Raises ValueError: a seed that is not a whole number >= 0.
     """
     import torch
 

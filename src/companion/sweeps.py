@@ -62,8 +62,7 @@ def executor(
         scheduler: the address of a Dask scheduler, ``tcp://host:port``; needs the extra
             ``cluster``.
 
-    Raises:
-        ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
+    Raises ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
     """
     if workers is not None and scheduler is not None:
         raise ValueError("workers and scheduler exclude each other, got both; name one")
@@ -104,10 +103,8 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
     """Measure every point that ``journal`` does not hold yet, and journal each as it finishes.
 
     A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
-    others go on. Returns the failures: points and reasons.
-
-    Raises:
-        BrokenExecutor: a worker process was lost; what finished is kept.
+    others go on. Returns the failures: points and reasons. Raises BrokenExecutor: a worker process
+    was lost; what finished is kept.
     """
     missing = [point for point in points if not journal.finished(point)]
     todo = iter(missing)

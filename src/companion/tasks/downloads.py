@@ -52,10 +52,8 @@ def fetch(name: str, *, progress: bool = False) -> Path:
 
     A download goes to a temporary file and takes its place only when it is whole and has the
     published hash: a file that is there is never half overwritten, and nothing partial is left.
-
-    Raises:
-        ValueError: an unknown source, or one that nobody publishes.
-        DataError: no network, a download that breaks off, or a wrong hash.
+    Raises ValueError: an unknown source, or one that nobody publishes. DataError: no network, a
+    download that breaks off, or a wrong hash.
     """
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")

@@ -135,10 +135,8 @@ def draw(samples: int = 20, *, seed: int = 0) -> NDArray[np.uint8]:
 
     Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2), shift (up
     to 2 pixels) and stroke width, and a smooth random displacement of its strokes (standard
-    deviation 0.6 pixels).
-
-    Raises:
-        ValueError: samples below 1, or a seed that is not a whole number >= 0.
+    deviation 0.6 pixels). Raises ValueError: samples below 1, or a seed that is not a whole number
+    >= 0.
     """
     at_least("samples", samples, 1, "one drawing a character is the least", whole=True)
     masters = characters().drawings

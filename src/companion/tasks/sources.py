@@ -124,11 +124,8 @@ def load(name: str) -> Source:
 
     Omniglot comes as 28 x 28, one channel, ink 255; the colour sources in their own size. Glyphs
     and Omniglot are split by alphabet (60 / 15 / 25 %, and 20 / 3 / 7), CIFAR-FS and FC100 as
-    published.
-
-    Raises:
-        ValueError: an unknown name.
-        DataError: a file is missing (MissingData) or damaged; says which, and what to do.
+    published. Raises ValueError: an unknown name. DataError: a file is missing (MissingData) or
+    damaged; says which, and what to do.
     """
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")

@@ -53,10 +53,7 @@ def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
     The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The
     first matrix is the product of the moved layers less the formula of :func:`deep_update`; the
     second is its derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is
-    the proof, for these sizes.
-
-    Raises:
-        ValueError: fewer than two sizes, or one below 1.
+    the proof, for these sizes. Raises ValueError: fewer than two sizes, or one below 1.
     """
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
     require(len(sizes) >= 2, "sizes", "be two or more", list(sizes), "depth 1 is (d, o)")
@@ -92,8 +89,7 @@ def _gradient(gradient: ArrayLike, layers: Sequence[Array]) -> Array:
 def product(weights: Sequence[ArrayLike]) -> Array:
     """The map of a deep linear model, W_L ... W_1 [outputs, inputs], from its layers, inputs first.
 
-    Raises:
-        ValueError: no layer, one that is no matrix, or shapes that do not fit. So below.
+    Raises ValueError: no layer, one that is no matrix, or shapes that do not fit. So below.
     """
     return np.asarray(_times(_layers(weights), None))
 
@@ -130,11 +126,9 @@ def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
 def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
     """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)).
 
-    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives
-    1 / rho. Arguments are broadcast. Source: derived in book/depth/shallow.
-
-    Raises:
-        ValueError: rho not positive, dim or support below 1.
+    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives 1 /
+    rho. Arguments are broadcast. Source: derived in book/depth/shallow. Raises ValueError: rho not
+    positive, dim or support below 1.
     """
     rho, dim = real("rho", rho), at_least("dim", dim, 1, "there is at least one input", whole=True)
     require(rho > 0, "rho", "be positive", rho, "it is a variance")
@@ -198,8 +192,7 @@ def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
         support: samples, >= 1, or math.inf.
         noise: standard deviation of the labels' noise.
 
-    Raises:
-        ValueError: shapes that do not match, or an argument out of range.
+    Raises ValueError: shapes that do not match, or an argument out of range.
     """
     moments = _moments(covariance, task_covariance, support, noise)
     p, shape = real("preconditioner", preconditioner), moments.matrices()[0].shape
@@ -228,9 +221,9 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
     """The factors of the best step W = left (-G) right, one Kronecker product: [o, o] and [d, d].
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
-    left factor of the Kronecker product nearest to P*; the better end is returned, with
-    ``|left|^2 = o``. Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and
-    errors as in :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
+    left factor of the Kronecker product nearest to P*; the better end is returned, with ``|left|^2
+    = o``. Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and errors as in
+    :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
     moments = _moments(covariance, task_covariance, support, noise)
@@ -268,10 +261,9 @@ def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float
                  noise: float = 0.0, *, steps: int = 1) -> float:
     """The least excess risk of a shallow linear model after ``steps`` steps of size alpha.
 
-    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of
-    tr(Q C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh
-    samples in every step. Arguments as in :func:`preconditioned_risk`. Source: derived in
-    book/depth/shallow.
+    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of tr(Q
+    C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh samples in
+    every step. Arguments as in :func:`preconditioned_risk`. Source: derived in book/depth/shallow.
     """
     covariance, tasks, *_ = _moments(covariance, task_covariance, support, noise)
     q = q_matrix(covariance, alpha, support, steps=steps)

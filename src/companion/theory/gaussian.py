@@ -1,9 +1,9 @@
 r"""Linear regression tasks with Gaussian inputs: moments, Q matrices, minimisers and risks.
 
 A task is x ~ N(0, S), y = x.w* + z, z ~ N(0, noise**2). Adaptation takes ``steps`` steps of
-gradient descent on the squared loss, each on a fresh batch of ``support`` samples:
-w+ = w - alpha S_hat (w - w*) + (alpha/support) X.z. The excess risk is the mean over tasks and
-batches of (w+ - w*).S (w+ - w*)/2. Derived in book/landscape/setting.
+gradient descent on the squared loss, each on a fresh batch of ``support`` samples: w+ = w - alpha
+S_hat (w - w*) + (alpha/support) X.z. The excess risk is the mean over tasks and batches of (w+ -
+w*).S (w+ - w*)/2. Derived in book/landscape/setting.
 """
 
 from collections.abc import Iterator, Sequence
@@ -130,9 +130,9 @@ def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,
              steps: int = 1) -> Array:
     """The matrix Q of a task: after adapting from w, its risk is (w - w*).Q (w - w*)/2 and noise.
 
-    With S the covariance, a = alpha and m = support, one step gives
-    Q = (I - aS) S (I - aS) + (a^2/m)(tr(S^2) S + S^3). For k steps, each with a fresh batch,
-    Q = T^k(S), T(M) = (I - aS) M (I - aS) + (a^2/m)(S M S + tr(S M) S).
+    With S the covariance, a = alpha and m = support, one step gives Q = (I - aS) S (I - aS) +
+    (a^2/m)(tr(S^2) S + S^3). For k steps, each with a fresh batch, Q = T^k(S), T(M) = (I - aS) M (I
+    - aS) + (a^2/m)(S M S + tr(S M) S).
 
     Args:
         covariance: [..., d, d], symmetric, positive semidefinite.
@@ -143,10 +143,8 @@ def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,
     Returns:
         [..., d, d].
 
-    Raises:
-        ValueError: an argument out of range, or a covariance that is none.
-
-    Source: derived in book/landscape/setting.
+    Raises ValueError: an argument out of range, or a covariance that is none. Source: derived in
+    book/landscape/setting.
     """
     *_, last = _powers(covariance, alpha, support, steps)
     return last
@@ -189,8 +187,7 @@ def _check_tasks(covariances: ArrayLike, optima: ArrayLike,
 def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = "E[M]") -> Array:
     """The minimiser of E (w - w*).M (w - w*), E[M]^-1 E[M w*]: [t, d, d], [t, d], [t] -> [d].
 
-    Raises:
-        ValueError: E[M] is singular.
+    Raises ValueError: E[M] is singular.
     """
     mean = np.einsum("t,tij->ij", weights, matrices)
     eigenvalues = np.linalg.eigvalsh(mean)
@@ -210,10 +207,8 @@ def minimiser_nal(covariances: ArrayLike, optima: ArrayLike,
         optima: [task, d].
         weights: [task], non-negative, normalised inside; equal by default.
 
-    Raises:
-        ValueError: shapes that do not match, weights out of range, a singular E[S].
-
-    Source: derived in book/landscape/gap.
+    Raises ValueError: shapes that do not match, weights out of range, a singular E[S]. Source:
+    derived in book/landscape/gap.
     """
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
     return weighted_centre(covariances, optima, weights, "E[Sigma]")

@@ -138,10 +138,8 @@ def population_loss(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Ten
     Returns:
         A scalar, in squared units of the output; 0 where the two networks are one function.
 
-    Raises:
-        ValueError: an activation without a closed form; shapes that do not match.
-
-    Source: kernels as in the module's head; checked in book/landscape/two_layer.
+    Raises ValueError: an activation without a closed form; shapes that do not match. Source:
+    kernels as in the module's head; checked in book/landscape/two_layer.
     """
     _check(student, teacher, activation)
     kernel = KERNELS[activation]

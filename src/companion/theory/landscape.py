@@ -59,10 +59,8 @@ class Mixture:
         noise: sigma, the standard deviation of the labels' noise, >= 0.
         steps: k, inner steps, each on a fresh batch of m samples, whole, >= 0.
 
-    Raises:
-        ValueError: a field out of range, NaN, or shapes that do not broadcast.
-
-    Source: derived in book/landscape/gap; the setting is that of paper L, abstract.
+    Raises ValueError: a field out of range, NaN, or shapes that do not broadcast. Source: derived
+    in book/landscape/gap; the setting is that of paper L, abstract.
     """
 
     rho_easy: ArrayLike
@@ -222,10 +220,8 @@ def best_step(mixture: Mixture, method: str) -> float:
 
     NAL's minimiser does not depend on the step, MAML's is learned anew for each; ``mixture.alpha``
     is not used. Both risks are rational in alpha: all critical points are roots of a polynomial,
-    and the best of those > 0 and of 0 is returned. Source: derived in book/landscape/gap.
-
-    Raises:
-        ValueError: another method, or a mixture with array fields.
+    and the best of those > 0 and of 0 is returned. Source: derived in book/landscape/gap. Raises
+    ValueError: another method, or a mixture with array fields.
     """
     if method not in ("nal", "maml"):
         raise ValueError(f'method must be "nal" or "maml", got {method!r}; name one of the two')

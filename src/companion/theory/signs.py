@@ -19,10 +19,8 @@ def proved_sign(expression: sp.Expr) -> int:
     Numerator and denominator are factored. A factor of even power counts as a square; any other
     must be, up to its sign, a sum of positive terms. Returns 1 for positive, -1 for negative, 0 for
     the zero expression; with a square among the factors the sign is weak (the expression may also
-    vanish).
-
-    Raises:
-        ValueError: a factor whose sign this does not show; the expression may still have one.
+    vanish). Raises ValueError: a factor whose sign this does not show; the expression may still
+    have one.
     """
     sign = 1
     for part in sp.fraction(sp.cancel(sp.together(expression))):
