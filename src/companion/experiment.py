@@ -59,8 +59,8 @@ class Experiment:
             raise ValueError(f"device must be one that {self.name} uses, "
                              f"{', '.join(self.devices)}, got {wanted!r}")
         if wanted not in here:
-            raise ValueError("device must be present, got 'cuda' and no CUDA device; "
-                             "use --device cpu")
+            raise ValueError("device must be present, got 'cuda' and no CUDA device; use --device "
+                             "cpu")
         return wanted
 
 
@@ -82,10 +82,8 @@ def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
 
 def unless_diverged(rows: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float],
                     point: Point, seeds: int, lost: Row) -> list[Row]:
-    """The rows of a fleet at several inner rates; where a run diverges, the rates one by one.
-
-    A rate with a run that diverges counts as lost: its rows are ``lost``, for every seed.
-    """
+    """The rows of a fleet at several inner rates; where a run diverges, the rates one by one, and
+    the rows of a rate that is lost so are ``lost``, for every seed."""
     try:
         return rows(alphas)
     except Diverged:

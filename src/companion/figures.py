@@ -67,14 +67,9 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
             label: str) -> HTML:
     """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs move.
 
-    Args:
-        expression: a closed form in the symbol of ``x`` and in those of ``knobs``.
-        x: symbol, least value, greatest value and name of the horizontal axis.
-        knobs: symbol -> least, greatest and starting value, and name.
-        ident: id of the element on the page.
-        label: name of the vertical axis.
-
-    Raises ValueError: a symbol without a value, or an expression that JavaScript cannot compute.
+    ``x`` is symbol, least value, greatest value and name of the horizontal axis; ``knobs`` map
+    symbols to least, greatest and starting value, and name; ``ident`` is the element's id, ``label``
+    the vertical axis. ValueError: a symbol without a value, or what JavaScript cannot compute.
     """
     free = sorted(map(str, expression.free_symbols - {x[0], *knobs}))
     require(not free, "every symbol", "be the axis or a knob", free, "substitute them")
@@ -86,10 +81,9 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
     spec = {"args": [symbol.name for symbol in (x[0], *knobs)], "js": code, "x": list(x[1:]),
             "knobs": [list(knob) for knob in knobs.values()], "label": label}
     text = json.dumps(spec, sort_keys=True).replace("<", "\\u003c")
-    return HTML(
-        f'<div class="book-sliders" id="{html.escape(ident)}">'
-        f'<script type="application/json">{text}</script><noscript>This curve is drawn by the '
-        "page's script; the rendered book shows it with its sliders.</noscript></div>")
+    return HTML(f'<div class="book-sliders" id="{html.escape(ident)}"><script type="application/'
+                f'json">{text}</script><noscript>This curve is drawn by the page\'s script; the '
+                "rendered book shows it with its sliders.</noscript></div>")
 
 
 def table(columns: Mapping[str, Sequence[object]]) -> HTML:

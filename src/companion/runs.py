@@ -38,18 +38,14 @@ def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
     measured on one thread of a processor.
 
     Args:
-        experiment: what to run.
-        profile: one of its profiles.
         device: "cpu", "cuda", or "auto".
         workers: local processes; by default the points are measured in this one.
         scheduler: address of a Dask scheduler instead.
         fresh: measure everything anew and replace the record at the end.
-        progress: show a bar.
-        say: where messages go.
+        progress, say: show a bar; where messages go.
 
     Raises ValueError: an argument is out of range; nothing has been written. RecordError: a file
-    cannot be written, or what is there has been altered. Unfinished: points failed; there is no
-    record yet.
+    cannot be written, or is altered. Unfinished: points failed; there is no record yet.
     """
     config, device = experiment.config(profile), experiment.device(device)
     points, key = experiment.points(config), experiment.key(profile)

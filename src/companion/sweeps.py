@@ -1,5 +1,4 @@
-"""Points handed to any executor: this process, local processes, or a Dask cluster. The same table
-from each."""
+"""Points handed to any executor, this process, local ones or a Dask cluster: the same table."""
 
 import math
 import multiprocessing
@@ -7,14 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from concurrent import futures
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,15 +45,13 @@ def _end_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def executor(
-    workers: int | None = None, scheduler: str | None = None
-) -> Iterator[tuple[Executor, int]]:
+def executor(workers: int | None = None,
+             scheduler: str | None = None) -> Iterator[tuple[Executor, int]]:
     """An executor and how many points it may hold at once.
 
     Args:
         workers: local processes, >= 1; None runs in this process.
-        scheduler: the address of a Dask scheduler, ``tcp://host:port``; needs the extra
-            ``cluster``.
+        scheduler: a Dask scheduler, ``tcp://host:port``; needs the extra ``cluster``.
 
     Raises ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
     """
@@ -76,7 +67,7 @@ def executor(
             client = Client(scheduler, timeout=8)
         except (OSError, TimeoutError, ValueError) as error:
             raise ValueError(f"scheduler must be a running Dask scheduler, got {scheduler}; start "
-                             f"it first") from error
+                             "it first") from error
         with client, client.get_executor(pure=False) as pool:
             yield pool, PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     elif workers is not None:
@@ -84,8 +75,8 @@ def executor(
                 "leave it out to run in this process")
         os.environ |= dict.fromkeys(THREADS, "1")  # numbers may depend on the threads
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent,
-                                 initargs=(os.getpid(),)) as pool:
+        with futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent,
+                                         initargs=(os.getpid(),)) as pool:
             yield pool, PER_WORKER * workers
     else:
         yield InProcess(), 1
@@ -122,7 +113,7 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
                             failed=0)
         refill()
         while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
             for future in done:
                 point = running.pop(future)
                 try:

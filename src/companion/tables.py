@@ -1,5 +1,4 @@
-"""Tidy tables: rows by what they are, contrasts over seeds, and the finding that settles a part of
-a claim.
+"""Tidy tables: rows, contrasts over seeds, and the finding that settles a part of a claim.
 
 Runs of one seed share their draws, so every comparison is paired. A difference has its Student
 interval, a ratio of means its bootstrap interval; both are 95 % intervals over seeds.
@@ -21,11 +20,11 @@ Statistic = Callable[[Array, Array], Interval]
 
 @dataclass(frozen=True)
 class Finding:
-    """What settles one part of a claim: its word, and the number that decides it.
+    """What settles one part of a claim: its word, and the number that decides it (but for a proof).
 
     ``what`` says what the number is and of which case; ``cases`` has the word of every case where a
     part is asked of several. An inconclusive finding has the ``detectable`` effect: the smallest
-    distance from the null that would have been seen with 80 % power. A proof has no number.
+    distance from the null that would have been seen with 80 % power.
     """
 
     word: str
@@ -75,10 +74,9 @@ def columns(interval: Interval) -> dict[str, float]:
 
 def means(table: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
     """The mean of a column over seeds, for every group of equal ``keys``: value, low, high."""
-    return pd.DataFrame([
-        dict(zip(keys, key, strict=True)) | columns(mean(by_seed(rows, column)))
-        for key, rows in table.groupby(list(keys), sort=False, dropna=False)
-    ])
+    groups = table.groupby(list(keys), sort=False, dropna=False)
+    return pd.DataFrame([dict(zip(keys, key, strict=True)) | columns(mean(by_seed(rows, column)))
+                         for key, rows in groups])
 
 
 def contrast(table: pd.DataFrame, keys: Sequence[str], column: str,
