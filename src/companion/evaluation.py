@@ -47,7 +47,7 @@ class Estimate:
 
 
 def estimate(samples: ArrayLike) -> Estimate:
-    """The mean of independent ``samples`` [draw], two or more and finite, and its standard error."""
+    """The mean of independent ``samples`` [draw], two or more, finite, and its standard error."""
     array = real("samples", samples)
     require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more",
             array.shape, "draw more")

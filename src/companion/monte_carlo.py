@@ -55,8 +55,8 @@ def draws_needed(pilot: Array, relative_error: float) -> int:
 def monte_carlo(family: LinearFamily, w: Array, alpha: float, support: float,
                 rng: np.random.Generator, *, relative_error: float = 0.003, pilot: int = 40_000,
                 steps: int = 1) -> Estimate:
-    """The excess risk of the initialisation ``w`` [d], drawn to ``relative_error``; ``pilot`` draws,
-    not used further, decide how many to take. Compare :meth:`LinearFamily.risk`."""
+    """The excess risk of the initialisation ``w`` [d], drawn to ``relative_error``; ``pilot``
+    draws, not used further, decide how many to take. Compare :meth:`LinearFamily.risk`."""
     first = adapted_risks(family, w[None], alpha, support, rng, pilot, steps=steps)[0]
     draws = draws_needed(first, relative_error)
     return estimate(adapted_risks(family, w[None], alpha, support, rng, draws, steps=steps)[0])
@@ -72,7 +72,7 @@ def drawn_ratio(mixture: Mixture, rng: np.random.Generator, draws: int) -> Estim
 
 
 def _least_squares(x: Array, y: Array) -> Array:
-    """The w that minimises |x w - y|, by the normal equations: x has many more rows than columns."""
+    """The w that minimises |x w - y|, by the normal equations: x has far more rows than columns."""
     return np.asarray(np.linalg.solve(x.T @ x, x.T @ y))
 
 
@@ -98,7 +98,7 @@ def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: i
 
 def plug_in(family: LinearFamily, alpha: float, support: int, samples: int, tasks: int,
             rng: np.random.Generator) -> Array:
-    """The naive w_MAML [d]: Q of each task's empirical covariance, its own least-squares optimum."""
+    """The naive w_MAML [d]: Q of each task's empirical covariance, its least-squares optimum."""
     group, optima = family.draw_tasks(rng, (tasks,))
     x, y = family.draw_samples(rng, group, optima, samples)
     gram = np.einsum("tmi,tmj->tij", x, x, optimize=True) / samples

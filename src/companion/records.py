@@ -133,6 +133,12 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         provenance = json.loads(text)
         stated, made_with = provenance["table_sha256"], str(provenance.get("key"))
     except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; "
+                          + remedy) from error
+    if _sha256(table) != stated:
+        raise RecordError(f"{where / TABLE} must have the hash that its provenance states, got "
+                          f"another; {remedy}")
+    if expected is not None and made_with != expected:
         raise RecordError(f"{where / PROVENANCE} must be of key {expected[:12]}, got "
                           f"{made_with[:12]}: the experiment has changed since; make the record "
                           "again with `companion run`")
@@ -187,22 +193,23 @@ class Journal:
     def _append(self, entry: Row) -> None:
         # in the rows' own order of columns, which the table of a resumed run keeps
         text = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
+        line = _sha256(text)[:16].encode() + b" " + text + b"\n"
         with naming(self.path, "written"):
-            line = _sha256(text)[:16].encode() + b" " + text + b"\n"
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _keep(self, point: Point, entry: Row) -> None:
+    def _keep(self, point: Point, **outcome: Any) -> None:
+        entry = {"point": dict(point)} | outcome
         self._entries[point_key(point)] = entry
         self._append(entry)
 
     def add(self, point: Point, rows: Sequence[Row]) -> None:
         """Keep the rows of a finished point."""
-        self._keep(point, {"point": dict(point), "rows": list(rows)})
+        self._keep(point, rows=list(rows))
 
     def fail(self, point: Point, reason: str) -> None:
         """Note that a point failed; the next run tries it again."""
-        self._keep(point, {"point": dict(point), "failed": reason})
+        self._keep(point, failed=reason)
 
     def finished(self, point: Point) -> bool:
         """Whether the rows of a point are kept."""

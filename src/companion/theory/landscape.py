@@ -20,11 +20,8 @@ from companion.checks import Array, at_least, real, require, step_count, step_si
 
 
 def contraction(rho: Any, alpha: Any, dim: Any, inverse_support: Any) -> Any:
-    """The factor of the mean squared error in one step: c = (1 - a rho)^2 + (d + 1) a^2 rho^2 / m.
-
-    It is the T of :func:`companion.theory.gaussian.q_matrix` on multiples of I. Works on numbers
-    and symbols. Source: derived in book/landscape/gap.
-    """
+    """The factor of the mean squared error in one step: c = (1 - a rho)^2 + (d + 1) a^2 rho^2 / m,
+    the T of :func:`companion.theory.gaussian.q_matrix` on multiples of I; numbers or symbols."""
     return (1 - alpha * rho) ** 2 + (dim + 1) * inverse_support * (alpha * rho) ** 2
 
 
@@ -45,22 +42,20 @@ class Mixture:
     """An easy/hard mixture of isotropic linear regressions, and the exact risks of NAL and MAML.
 
     Every field is a number or an array; all are broadcast together, and so is every result.
+    ValueError: a field out of range, NaN, or shapes that do not broadcast.
 
     Args:
-        rho_easy: input variance of easy tasks, > 0: a step contracts by 1 - alpha rho.
-        rho_hard: the same of hard tasks. Either group may in fact be the harder.
+        rho_easy, rho_hard: input variance of a group, > 0; either may in fact be the harder.
         dim: d, the number of inputs, whole, >= 1.
         support: m, samples per inner step, >= 1; ``math.inf`` is the full batch.
         alpha: inner step, >= 0, finite; 0 (no adaptation) and values beyond 2/rho are allowed.
         hard_fraction: p, the probability of a hard task, in [0, 1].
         distance: R, between the centres, >= 0.
-        var_easy: v_E = E|w* - c_E|^2, the total variance of the easy optima, >= 0.
-        var_hard: v_H, the same of the hard optima.
+        var_easy, var_hard: v = E|w* - c|^2, the total variance of a group's optima, >= 0.
         noise: sigma, the standard deviation of the labels' noise, >= 0.
         steps: k, inner steps, each on a fresh batch of m samples, whole, >= 0.
 
-    Raises ValueError: a field out of range, NaN, or shapes that do not broadcast. Source: derived
-    in book/landscape/gap; the setting is that of paper L, abstract.
+    Source: derived in book/landscape/gap; the setting is that of paper L, abstract.
     """
 
     rho_easy: ArrayLike
