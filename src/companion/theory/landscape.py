@@ -81,11 +81,10 @@ class Mixture:
         fraction = real("hard_fraction", self.hard_fraction)
         require((fraction >= 0) & (fraction <= 1), "hard_fraction", "lie in [0, 1]", fraction,
                 "it is the probability of a hard task")
-        for name, remedy in (("distance", "it is the distance of the two centres"),
-                             ("var_easy", "it is a variance, E|w* - c|^2"),
-                             ("var_hard", "it is a variance, E|w* - c|^2"),
-                             ("noise", "noise is a standard deviation")):
-            at_least(name, getattr(self, name), 0, remedy)
+        at_least("distance", self.distance, 0, "it is the distance of the two centres")
+        at_least("var_easy", self.var_easy, 0, "it is a variance, E|w* - c|^2")
+        at_least("var_hard", self.var_hard, 0, "it is a variance, E|w* - c|^2")
+        at_least("noise", self.noise, 0, "noise is a standard deviation")
         step_count(self.steps)
         shapes = {field.name: np.shape(getattr(self, field.name)) for field in fields(self)}
         try:
@@ -162,10 +161,8 @@ class Mixture:
 
     @cached_property
     def weight_maml(self) -> Array:
-        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k.
-
-        NAL's weight where no error is left.
-        """
+        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; NAL's weight where no
+        error is left."""
         shared = self._shared
         return self._out(_safe_ratio(shared.easy, shared.easy + shared.hard, self.weight_nal))
 
@@ -197,8 +194,7 @@ class Mixture:
     def ratio(self) -> Array:
         """risk_nal / risk_maml >= 1; inf where only risk_maml is 0, and 1 where both are."""
         gap = self._scaled_gap
-        # 0/0 and x/0 where scale underflows
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # scale may underflow
             noise = np.where(self._noise == 0, 0.0, self._noise / self._shared.scale)
             risk = self._scaled_risk(self.weight_maml) + noise
             return self._out(1 + _safe_ratio(gap, risk, np.where(gap > 0, np.inf, 0.0)))
@@ -215,8 +211,7 @@ def best_step(mixture: Mixture, method: str) -> float:
 
     NAL's minimiser does not depend on the step, MAML's is learned anew for each; ``mixture.alpha``
     is not used. Both risks are rational in alpha: all critical points are roots of a polynomial,
-    and the best of those > 0 and of 0 is returned. Source: derived in book/landscape/gap. Raises
-    ValueError: another method, or a mixture with array fields.
+    and the best of those > 0 and of 0 is returned. ValueError for a mixture with array fields.
     """
     if method not in ("nal", "maml"):
         raise ValueError(f'method must be "nal" or "maml", got {method!r}; name one of the two')
@@ -246,6 +241,6 @@ def best_step(mixture: Mixture, method: str) -> float:
         slope = slope + f.distance**2 / 2 * (product.deriv() * whole - product * whole.deriv())
     roots = slope.trim().roots()
     real_roots = roots.real[(np.abs(roots.imag) < 1e-6 * (1 + np.abs(roots))) & (roots.real > 0)]
-    candidates = np.concatenate([[0.0], real_roots])
+    candidates = np.append(0.0, real_roots)
     there = replace(mixture, alpha=candidates)
     return float(candidates[np.argmin(there.risk_nal if method == "nal" else there.risk_maml)])
