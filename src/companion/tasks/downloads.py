@@ -19,20 +19,16 @@ class Download(NamedTuple):
 
 _CIFAR = Download("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
                   "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary.tar.gz")
-_OMNIGLOT = Download(
+DOWNLOADS = {"cifar_fs": _CIFAR, "fc100": _CIFAR, "omniglot": Download(
     "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
-    "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip")
-DOWNLOADS = {"omniglot": _OMNIGLOT, "cifar_fs": _CIFAR, "fc100": _CIFAR}
+    "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip")}
 _UNPUBLISHED = {"glyphs": "it is drawn, not fetched",
                 "mini_imagenet": "put your own files under mini_imagenet/"}
 
 
 def locate(name: str, *, progress: bool = False) -> Source:
-    """The source of that name, its file fetched where none is there and checked by hash otherwise.
-
-    A file without a published hash is only read. Errors as in :func:`fetch` and
-    :func:`companion.tasks.sources.load`.
-    """
+    """The source of that name, its file fetched where none is there and checked by hash otherwise,
+    where one is published. Errors as in :func:`fetch` and :func:`companion.tasks.sources.load`."""
     try:
         if name in DOWNLOADS and (paths.data() / DOWNLOADS[name].place).exists():
             fetch(name, progress=progress)

@@ -1,7 +1,6 @@
-"""Readers of image files: publishers' archives and plain arrays, as images in classes.
+"""Readers of image files under :func:`companion.paths.data`, as images in classes.
 
-Files are looked for under :func:`companion.paths.data`. Nothing is unpickled. What is missing,
-damaged or of another kind ends in a DataError that names the file and the remedy.
+Nothing is unpickled. What is missing or damaged ends in a DataError that names file and remedy.
 """
 
 import tarfile
@@ -51,10 +50,9 @@ def _first(source: str, *candidates: str) -> Path:
     for path in (root / candidate for candidate in candidates):
         if path.exists():
             return path
-    raise MissingData(
-        f"{source} needs {' or '.join(candidates)} under {root}, got none; fetch it with "
-        f"`companion data {source}`, or name the folder that has it in COMPANION_DATA"
-    )
+    raise MissingData(f"{source} needs {' or '.join(candidates)} under {root}, got none; fetch it "
+                      f"with `companion data {source}`, or name the folder that has it in "
+                      "COMPANION_DATA")
 
 
 def _need(ok: Any, path: Path, must: str, got: Any, cause: Exception | None = None) -> None:
@@ -173,8 +171,7 @@ def mini_imagenet(splits: Sequence[str]) -> Classes:
 
     From mini_imagenet/SPLIT.npz: images [n, h, w, 3], of one size in all, and label [n].
     """
-    images: list[Bytes] = []
-    names: list[str] = []
+    images, names = list[Bytes](), list[str]()
     for split in splits:
         path = _first("mini_imagenet", f"mini_imagenet/{split}.npz")
         pixels, label = arrays(path, "images", "label")

@@ -191,7 +191,7 @@ def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, suppo
     """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d].
 
     P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1; for one output
-    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows. C may be singular.
+    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 for large m. C may be singular.
     """
     _, gradients, cross = _moments(covariance, task_covariance, support, noise).matrices()
     values = np.linalg.eigvalsh(gradients)
@@ -216,13 +216,9 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
     blocks = full.reshape(outputs, d, outputs, d).transpose(0, 2, 1, 3).reshape(outputs**2, d**2)
     nearest = np.linalg.svd(blocks)[0][:, 0].reshape(outputs, outputs)
     ends = [_fit_factors(left, moments) for left in (np.eye(outputs), nearest)]
-    left, right = min(ends, key=lambda pair: _risk(_kron(*pair), moments))
+    left, right = min(ends, key=lambda pair: _risk(np.kron(pair[0], pair[1].T), moments))
     scale = np.sqrt(outputs) / np.linalg.norm(left) * (1 if np.trace(left) >= 0 else -1)
     return left * scale, right / scale
-
-
-def _kron(left: Array, right: Array) -> Array:
-    return np.asarray(np.kron(left, right.T))
 
 
 def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
@@ -235,7 +231,7 @@ def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
         seen = right @ covariance @ right.T
         cross = np.einsum("ajbk,jl,kl->ab", crossed, covariance, right)
         left = np.linalg.solve(np.einsum("aibk,ik->ab", gradients, seen), cross.T).T
-        now = _risk(_kron(left, right), moments)
+        now = _risk(np.kron(left, right.T), moments)
         if before - now <= _SETTLED * abs(now):
             break
         before = now

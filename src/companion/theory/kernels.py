@@ -36,8 +36,10 @@ def _angles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return torch.acos(cosine), (1 - cosine.square()).sqrt()
 
 
-# Autograd through acos gives NaN at the angle 0, where student = teacher. Below are the closed forms
+# Autograd through acos gives NaN at the angle 0, where student = teacher. Here are the closed forms
 # for rho = 1: of the kernel's gradient, and of that gradient's own derivative.
+
+
 class _Gradient(torch.autograd.Function):
     """(a, b, g) -> sum_jl g_jl dK_jl/da; 2 pi dK_jl/da_j = |b_l| sin t a_j/|a_j| + (pi - t) b_l."""
 

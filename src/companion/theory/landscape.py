@@ -42,34 +42,22 @@ class Mixture:
     """An easy/hard mixture of isotropic linear regressions, and the exact risks of NAL and MAML.
 
     Every field is a number or an array; all are broadcast together, and so is every result.
-    ValueError: a field out of range, NaN, or shapes that do not broadcast.
-
-    Args:
-        rho_easy, rho_hard: input variance of a group, > 0; either may in fact be the harder.
-        dim: d, the number of inputs, whole, >= 1.
-        support: m, samples per inner step, >= 1; ``math.inf`` is the full batch.
-        alpha: inner step, >= 0, finite; 0 (no adaptation) and values beyond 2/rho are allowed.
-        hard_fraction: p, the probability of a hard task, in [0, 1].
-        distance: R, between the centres, >= 0.
-        var_easy, var_hard: v = E|w* - c|^2, the total variance of a group's optima, >= 0.
-        noise: sigma, the standard deviation of the labels' noise, >= 0.
-        steps: k, inner steps, each on a fresh batch of m samples, whole, >= 0.
-
-    Source: derived in book/landscape/gap; the setting is that of paper L, abstract.
+    ValueError: a field out of range, NaN, or shapes that do not broadcast. The setting is that of
+    paper L, abstract.
     """
 
-    rho_easy: ArrayLike
-    rho_hard: ArrayLike
-    dim: ArrayLike
-    support: ArrayLike
-    alpha: ArrayLike
+    rho_easy: ArrayLike  # input variance of easy tasks, > 0
+    rho_hard: ArrayLike  # the same of hard tasks; either group may in fact be the harder
+    dim: ArrayLike  # d, the number of inputs, whole, >= 1
+    support: ArrayLike  # m, samples per inner step, >= 1; math.inf is the full batch
+    alpha: ArrayLike  # inner step, >= 0; 0 (no adaptation) and values beyond 2/rho are allowed
     _: KW_ONLY
-    hard_fraction: ArrayLike = 0.5
-    distance: ArrayLike = 1.0
-    var_easy: ArrayLike = 0.0
-    var_hard: ArrayLike = 0.0
-    noise: ArrayLike = 0.0
-    steps: ArrayLike = 1
+    hard_fraction: ArrayLike = 0.5  # p, the probability of a hard task, in [0, 1]
+    distance: ArrayLike = 1.0  # R, between the centres, >= 0
+    var_easy: ArrayLike = 0.0  # v_E = E|w* - c_E|^2, the total variance of the easy optima, >= 0
+    var_hard: ArrayLike = 0.0  # v_H, the same of the hard optima
+    noise: ArrayLike = 0.0  # sigma, the standard deviation of the labels' noise, >= 0
+    steps: ArrayLike = 1  # k, inner steps, each on a fresh batch of m samples, whole, >= 0
 
     def __post_init__(self) -> None:
         for name in ("rho_easy", "rho_hard"):
