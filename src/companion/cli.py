@@ -59,7 +59,7 @@ def run(name: Annotated[str, typer.Argument(help="which experiment: see `compani
                              typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
         fresh: Annotated[bool, typer.Option("--fresh", help="measure everything anew, replace the "
                                             "record")] = False) -> None:
-    """Run one experiment to a whole record. Example: companion run linear --profile full"""
+    """Run one experiment to a whole record. Example: companion run linear --workers 2"""
     runs.run(experiments.get(name), profile, device=device, workers=workers, scheduler=scheduler,
              fresh=fresh, progress=sys.stderr.isatty())
     print(f"The record is at {records.folder(name, profile)}")
@@ -73,12 +73,12 @@ def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, f
 
     source = downloads.locate(name, progress=sys.stderr.isatty())
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
-    where = "drawn" if name == "glyphs" else f"under {paths.data()}"
-    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {where}")
+    at = "drawn" if name == "glyphs" else f"under {paths.data()}"
+    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {at}")
 
 
 def main() -> None:
-    """The command line; one line for what goes wrong. Exit 2: the call was wrong; 1: the run was."""
+    """The command line; one line for what goes wrong. Exit 2: the call is wrong; 1: the run is."""
     try:
         app()
     except (errors.RecordError, runs.Unfinished) as error:
@@ -87,4 +87,5 @@ def main() -> None:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenExecutor:
-        sys.exit("companion: a worker process was lost; finished points are kept, run again")
+        sys.exit("companion: a worker process was lost; finished points are kept, run again to go "
+                 "on")

@@ -1,6 +1,5 @@
 """Fetching data files from their publishers: checked by hash, whole or not at all."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,18 +37,11 @@ def locate(name: str, *, progress: bool = False) -> Source:
         return load(name)
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def fetch(name: str, *, progress: bool = False) -> Path:
     """The publisher's file of a source, downloaded unless a copy with the right hash is there.
 
-    A download goes to a temporary file and takes its place only when it is whole and has the
-    published hash: a file that is there is never half overwritten, and nothing partial is left.
-    Raises ValueError: an unknown source, or one that nobody publishes. DataError: no network, a
-    download that breaks off, or a wrong hash.
+    A file that is there is never half overwritten, and nothing partial is left. ValueError: an
+    unknown source, or one that nobody publishes. DataError: no network, or not the whole file.
     """
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
@@ -61,10 +53,7 @@ def fetch(name: str, *, progress: bool = False) -> Path:
 
     url, md5, place = DOWNLOADS[name]
     path = paths.data() / place
-    if path.exists() and _md5(path) == md5:
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=path.parent,
                        downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30))
     except (requests.RequestException, OSError) as error:

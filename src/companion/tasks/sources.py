@@ -117,7 +117,7 @@ def load(name: str) -> Source:
     """The source of that name: glyphs, omniglot, cifar_fs, fc100 or mini_imagenet.
 
     Glyphs are drawn (see :mod:`companion.tasks.glyphs`), the others read from files. Glyphs and
-    Omniglot are split by alphabet (60 / 15 / 25 %, and 20 / 3 / 7), CIFAR-FS and FC100 as published.
+    Omniglot are split by alphabet (60/15/25 %, and 20/3/7), CIFAR-FS and FC100 as published.
     ValueError: an unknown name. DataError: a file is damaged, or missing (MissingData).
     """
     if name not in SOURCES:

@@ -79,7 +79,7 @@ def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
 
 
 def _gradient(gradient: ArrayLike, layers: Sequence[Array]) -> Array:
-    array, shape = real("gradient", gradient), (layers[-1].shape[0], layers[0].shape[1])
+    array, shape = real("gradient", gradient), (len(layers[-1]), layers[0].shape[1])
     require(array.shape == shape, "gradient.shape", f"be that of the product, {shape}", array.shape,
             "see product")
     return array
@@ -129,7 +129,7 @@ def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
 
 
 class _Moments(NamedTuple):
-    """Second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
+    """The inputs' covariance; second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
 
     covariance: Array
     tasks: Array
@@ -137,7 +137,7 @@ class _Moments(NamedTuple):
     cross: Array
 
     def matrices(self) -> tuple[Array, Array, Array]:
-        """``tasks``, ``gradients`` and ``cross`` as [o * d, o * d]."""
+        """The second moments as [o * d, o * d]."""
         tasks, gradients, cross = (m.reshape(m.shape[0] * m.shape[1], -1) for m in self[1:])
         return tasks, gradients, cross
 
@@ -190,8 +190,8 @@ def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, suppo
                         noise: float = 0.0) -> Array:
     """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d].
 
-    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1; for one output
-    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 for large m. C may be singular.
+    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1; for one output, where C^-1 is,
+    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows.
     """
     _, gradients, cross = _moments(covariance, task_covariance, support, noise).matrices()
     values = np.linalg.eigvalsh(gradients)
