@@ -91,11 +91,8 @@ class Interval:
 def bootstrap(statistic: Callable[[Array], Array], samples: ArrayLike, *,
               purpose: str = "bootstrap", resamples: int = 2000) -> Interval:
     """The percentile bootstrap of a statistic over seeds: two or more rows ``samples`` [seed,
-    column], all finite, else ValueError.
-
-    ``statistic`` maps [..., seed, column] to [...], for many resamples at once; ``purpose`` names
-    the stream that they are drawn from.
-    """
+    column], all finite, else ValueError. ``statistic`` maps [..., seed, column] to [...], for many
+    resamples at once; ``purpose`` names the stream that they are drawn from."""
     array = real("samples", samples)
     require(array.ndim == 2 and len(array) > 1, "samples.shape", "be [seed, column], two or more",
             array.shape, "stack")

@@ -1,8 +1,7 @@
-"""Records: a table and what made it. And the journal, in which a run keeps its points until the
-record is whole.
+"""Records: ``table.csv`` (tidy, one row a measurement) and ``provenance.json`` with its hash.
 
-A record is a folder with ``table.csv`` (tidy, one row a measurement) and ``provenance.json``, which
-holds the hash of the table. Nothing is read back that does not match its hash.
+And the journal, in which a run keeps its points until the record is whole. Nothing is read back
+that does not match its hash.
 """
 
 import errno
@@ -12,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -105,8 +104,6 @@ def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> Non
             raise ValueError(f"rows of one table must have the same columns, got {list(rows[0])} "
                              f"and {list(row)}; give every measurement an experiment of its own")
     table = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n").encode()
-    with naming(where, "made"):
-        where.mkdir(parents=True, exist_ok=True)
     write_atomically(where / TABLE, table)
     text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True,
                       allow_nan=False) + "\n"
@@ -115,10 +112,8 @@ def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> Non
 
 def load(where: Path, *, expected: str | None = None) -> Record:
     """The record in a folder, usually :func:`folder`, verified; of the key ``expected``, if given.
-
     Raises MissingRecord: there is none. RecordError: a file is missing, truncated or altered, or
-    the key is another.
-    """
+    the key is another."""
     remedy = ("restore it from version control, or make the record again with `companion run ... "
               "--fresh`")
     found = [name for name in (TABLE, PROVENANCE) if (where / name).exists()]
@@ -145,12 +140,10 @@ def load(where: Path, *, expected: str | None = None) -> Record:
     return Record(pd.read_csv(where / TABLE), provenance)
 
 
-class Journal:
-    """The points of one run by content, appended as they finish; one line each, ``hash json``.
-
-    A last line that a crash cut short is dropped; a whole line that does not match its hash is
-    refused. Use as a context manager; only one process may hold it.
-    """
+class Journal(AbstractContextManager["Journal"]):
+    """The points of one run by content, appended as they finish; one line each, ``hash json``. A
+    last line that a crash cut short is dropped; a whole line that does not match its hash is
+    refused. Use as a context manager; only one process may hold it."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
@@ -176,9 +169,6 @@ class Journal:
             self._file.close()
             raise
 
-    def __enter__(self) -> "Journal":
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
@@ -187,8 +177,7 @@ class Journal:
         if _sha256(text)[:16].encode() != stated:
             raise RecordError(f"{self.path}, line {number}, must match its hash, got an altered "
                               "line; remove the file to start afresh, or restore it")
-        entry: Row = json.loads(text)
-        return entry
+        return dict(json.loads(text))
 
     def _append(self, entry: Row) -> None:
         # in the rows' own order of columns, which the table of a resumed run keeps

@@ -72,10 +72,10 @@ def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
             if failures := sweeps.sweep(measure, points, journal, pool, in_flight,
                                         progress=progress):
                 raise Unfinished(failures, len(points))
-            seconds = round(time.monotonic() - clock, 1)
             provenance = header | made_with | {
                 "config": asdict(config), "points": len(points), "points_before": kept,
-                "device": device, "threads": 1, "started": started, "seconds": seconds}
+                "device": device, "threads": 1, "started": started,
+                "seconds": round(time.monotonic() - clock, 1)}
             records.save(where, journal.rows(points), provenance)
         path.unlink()
     return experiment.load(profile)

@@ -135,11 +135,9 @@ def together(words: Iterable[str]) -> str:
 
 def judge(rows: pd.DataFrame, what: str, names: Sequence[str] = (), *, above: float | None = None,
           inside: tuple[float, float] | None = None) -> Finding:
-    """The finding of a part that is asked of every row, an interval each.
-
-    The row that is furthest on the wrong side, or nearest to it, gives the number; ``names`` are
-    the columns that tell the cases apart.
-    """
+    """The finding of a part that is asked of every row, an interval each. The row that is furthest
+    on the wrong side, or nearest to it, gives the number; ``names`` are the columns that tell the
+    cases apart."""
     cases = {", ".join(f"{row[name]}" for name in names): word(row, above=above, inside=inside)
              for _, row in rows.iterrows()}
     if inside is None:

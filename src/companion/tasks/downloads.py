@@ -38,11 +38,9 @@ def locate(name: str, *, progress: bool = False) -> Source:
 
 
 def fetch(name: str, *, progress: bool = False) -> Path:
-    """The publisher's file of a source, downloaded unless a copy with the right hash is there.
-
-    A file that is there is never half overwritten, and nothing partial is left. ValueError: an
-    unknown source, or one that nobody publishes. DataError: no network, or not the whole file.
-    """
+    """The publisher's file of a source, downloaded unless a copy with the right hash is there. A
+    file that is there is never half overwritten, and nothing partial is left. ValueError: an
+    unknown source, or one that nobody publishes. DataError: no network, or not the whole file."""
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     if name not in DOWNLOADS:

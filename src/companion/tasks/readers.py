@@ -33,10 +33,8 @@ _DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error, tarfi
 
 
 class Classes(NamedTuple):
-    """Images by class: ``images[class]`` is [image, channel, height, width] uint8.
-
-    ``group`` [class] numbers a class's alphabet or superclass, whose names are ``group_names``.
-    """
+    """Images by class: ``images[class]`` is [image, channel, height, width] uint8. ``group``
+    [class] numbers a class's alphabet or superclass, whose names are ``group_names``."""
 
     images: Sequence[Bytes]
     group: Sequence[int]
@@ -89,11 +87,9 @@ def _need_labelled(path: Path, images: NDArray[Any], *labels: NDArray[Any],
 
 
 def omniglot() -> Classes:
-    """Omniglot's background set: 30 alphabets, one channel of 28 x 28, ink 255.
-
-    From omniglot/omniglot_background_32x32.npz (images [n, h, w], alphabet [n], character [n],
-    alphabet_names), or from the publisher's images_background.zip beside it.
-    """
+    """Omniglot's background set: 30 alphabets, one channel of 28 x 28, ink 255. From
+    omniglot/omniglot_background_32x32.npz (images [n, h, w], alphabet [n], character [n],
+    alphabet_names), or from the publisher's images_background.zip beside it."""
     path = _first("omniglot", "omniglot/omniglot_background_32x32.npz",
                   "omniglot/images_background.zip")
     images, alphabet, character, names = (
@@ -126,10 +122,8 @@ def _omniglot_zip(path: Path) -> list[NDArray[Any]]:
 
 
 def cifar(source: str) -> Classes:
-    """CIFAR-100, 600 images of 3 x 32 x 32 a class, for the ``source`` that an error names.
-
-    From a folder cifar100 of one sheet CLASS.webp each, or from the publisher's binary archive.
-    """
+    """CIFAR-100, 600 images of 3 x 32 x 32 a class, for the ``source`` that an error names. From a
+    folder cifar100 of one sheet CLASS.webp each, or from the publisher's binary archive."""
     path = _first(source, "cifar100", "cifar-100-binary.tar.gz")
     images = ([_sheet(path / f"{name}.webp") for name in CIFAR100] if path.is_dir()
               else _cifar_binary(path))
@@ -167,10 +161,8 @@ def _cifar_binary(path: Path) -> list[Bytes]:
 
 
 def mini_imagenet(splits: Sequence[str]) -> Classes:
-    """Files of the user's own, one of each of ``splits``; a class is named SPLIT/LABEL.
-
-    From mini_imagenet/SPLIT.npz: images [n, h, w, 3], of one size in all, and label [n].
-    """
+    """Files of the user's own, one of each of ``splits``; a class is named SPLIT/LABEL. From
+    mini_imagenet/SPLIT.npz: images [n, h, w, 3], of one size in all, and label [n]."""
     images, names = list[Bytes](), list[str]()
     for split in splits:
         path = _first("mini_imagenet", f"mini_imagenet/{split}.npz")

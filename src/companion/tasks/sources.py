@@ -59,10 +59,8 @@ def _whole_groups(name: str, classes: Classes, *sizes: int) -> Source:
 
 def within_groups(source: Source, shares: tuple[float, float, float] = (0.5, 0.25, 0.25)) -> Source:
     """The source with its classes split anew inside every group, so that all splits see all groups.
-
     ``shares`` of a group's classes, positive and of sum 1, else ValueError, go to the three splits,
-    whole classes each, in an order that the stream of the source's name fixes.
-    """
+    whole classes each, in an order that the stream of the source's name fixes."""
     require(len(shares) == 3 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-9, "shares",
             "be three positive shares that add up to 1", shares, "(0.5, 0.25, 0.25) is usual")
     rng = stream(0, f"sources/{source.name}/within")
@@ -85,8 +83,7 @@ def _glyphs(samples: int = 20) -> Source:
         parts = [glyphs.draw(samples), alphabet, np.array(characters), np.array(alphabets)]
         buffer = io.BytesIO()
         np.savez(buffer, **dict(zip(Classes._fields, parts, strict=True)))  # type: ignore[arg-type]
-        with suppress(RecordError, OSError):  # a cache that cannot be written is no error
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(RecordError):  # a cache that cannot be written is no error
             write_atomically(path, buffer.getvalue())
     classes = Classes(list(parts[0][:, :, None]), *(part.tolist() for part in parts[1:]))
     count = len(classes.group_names)

@@ -37,9 +37,8 @@ def _around(layers: Sequence[Any], identity: Any) -> list[tuple[Any, Any]]:
 
 
 def _updated(layers: Sequence[Any], gradient: Any, alpha: Any, identity: Any) -> Any:
-    moved = [layer - alpha * (above.T @ gradient @ below.T)
-             for layer, (above, below) in zip(layers, _around(layers, identity), strict=True)]
-    return _times(moved, None)
+    return _times([layer - alpha * (above.T @ gradient @ below.T) for layer, (above, below)
+                   in zip(layers, _around(layers, identity), strict=True)], None)
 
 
 def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
@@ -93,9 +92,7 @@ def product(weights: Sequence[ArrayLike]) -> Array:
 
 def deep_update(weights: Sequence[ArrayLike], gradient: ArrayLike, alpha: float) -> Array:
     """The map after one gradient step on every layer, exactly: prod_l (W_l - alpha U_l.T G B_l.T).
-
-    Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G [o, d].
-    """
+    Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G [o, d]."""
     layers, alpha = _layers(weights), float(step_size(alpha))
     return np.asarray(_updated(layers, _gradient(gradient, layers), alpha, np.eye))
 
@@ -109,27 +106,23 @@ def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Arr
 
 def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
     """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l).
-
     Symmetric, positive semidefinite, [o * d, o * d]. For one output and two layers, y = b.(A.T x),
-    it is ``A A.T + |b|^2 I``.
-    """
+    it is ``A A.T + |b|^2 I``."""
     around = _around(_layers(weights), np.eye)
     return np.asarray(sum(np.kron(above @ above.T, below.T @ below) for above, below in around))
 
 
 def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
-    """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)).
-
-    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support`` (math.inf gives
-    1/rho). Arguments are broadcast. ValueError: rho not positive, dim or support below 1.
-    """
+    """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)). It
+    minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support`` (math.inf gives 1/rho).
+    Arguments are broadcast. ValueError: rho not positive, dim or support below 1."""
     rho, dim = real("rho", rho), at_least("dim", dim, 1, "there is at least one input", whole=True)
     require(rho > 0, "rho", "be positive", rho, "it is a variance")
     return np.asarray(1 / (rho * (1 + (dim + 1) / support_size(support))))
 
 
 class _Moments(NamedTuple):
-    """The inputs' covariance; second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
+    """Input covariance; second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
 
     covariance: Array
     tasks: Array
@@ -164,7 +157,7 @@ def _moments(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
     return _Moments(covariance, c, gradients, np.einsum("aibj,jl->aibl", c, covariance))
 
 
-def _risk(p: Array, moments: _Moments) -> float:
+def _risk(p: Any, moments: _Moments) -> float:
     tasks, gradients, cross = moments.matrices()
     error = p @ gradients @ p.T - p @ cross.T - cross @ p.T + tasks
     weight = np.kron(np.eye(len(moments.tasks)), moments.covariance)
@@ -188,11 +181,9 @@ def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
 
 def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                         noise: float = 0.0) -> Array:
-    """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d].
-
-    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1; for one output, where C^-1 is,
-    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows.
-    """
+    """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d]:
+    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1, for one output and regular C
+    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows."""
     _, gradients, cross = _moments(covariance, task_covariance, support, noise).matrices()
     values = np.linalg.eigvalsh(gradients)
     require(values[0] > len(values) * np.finfo(float).eps * values[-1], "E[vec(G) vec(G).T]",
@@ -254,11 +245,9 @@ def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float
 
 def best_shallow_step(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                       noise: float = 0.0) -> float:
-    """The inner step of least :func:`shallow_risk` for one step, arguments as there.
-
-    For one output tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m], which is
-    :func:`optimal_step` where S and C are isotropic.
-    """
+    """The inner step of least :func:`shallow_risk` for one step, arguments as there. For one output
+    tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m], which is :func:`optimal_step`
+    where S and C are isotropic."""
     covariance, _, gradients, cross = _moments(covariance, task_covariance, support, noise)
     top, bottom = (np.einsum("aial,il->", moment, covariance) for moment in (cross, gradients))
     return float(top / bottom)

@@ -31,10 +31,8 @@ def pairings(items: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 
 def wick(covariance: sp.Matrix, indices: Sequence[int]) -> sp.Expr:
     """The moment E[x_i x_j ...] of x ~ N(0, covariance), i, j, ... = ``indices``, which may repeat.
-
     It is the sum over pairings of products of covariances; an odd number of indices gives 0.
-    Source: Isserlis (1918), Wick (1950).
-    """
+    Source: Isserlis (1918), Wick (1950)."""
     if len(indices) % 2:
         return sp.Integer(0)
     return sp.Add(*(sp.Mul(*(covariance[indices[a], indices[b]] for a, b in pairs))
@@ -42,11 +40,9 @@ def wick(covariance: sp.Matrix, indices: Sequence[int]) -> sp.Expr:
 
 
 def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.Expr) -> sp.Matrix:
-    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat = X.T X / m of m samples.
-
-    Of the m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and
-    x_t are independent. ``inverse_support`` is 1/m.
-    """
+    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat = X.T X / m of m samples. Of the
+    m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and x_t
+    are independent. ``inverse_support`` is 1/m."""
     d = covariance.rows
 
     def entry(a: int, b: int) -> sp.Expr:
@@ -60,11 +56,9 @@ def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.
 
 @cache
 def proofs() -> dict[str, bool]:
-    """Theorems of book/landscape, gone through by SymPy: name -> whether it went through.
-
-    ``step``: Q from Wick's theorem, any covariance (in two dimensions). ``gap``: F(w) - F(w_MAML)
-    is half the squared distance in E[Q] for every w, two tasks of any Q and optima.
-    """
+    """Theorems of book/landscape, gone through by SymPy: name -> whether it went through. ``step``:
+    Q from Wick's theorem, any covariance (in two dimensions). ``gap``: F(w) - F(w_MAML) is half the
+    squared distance in E[Q] for every w, two tasks of any Q and optima."""
     alpha, u = sp.symbols("alpha u", positive=True)
 
     def symmetric(name: str) -> sp.Matrix:
@@ -139,11 +133,9 @@ def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,
 
 def noise_risk(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, noise: ArrayLike = 0.0,
                *, steps: int = 1) -> Array:
-    """What label noise adds to a task's excess risk in the inner steps, whatever w: shape [...].
-
-    k steps, each with a fresh batch, add (a^2 s^2 / 2m) sum_{j<k} tr(S T^j(S)), s = ``noise``, the
-    standard deviation of the labels' noise; the other arguments are those of :func:`q_matrix`.
-    """
+    """What label noise adds to a task's excess risk in the inner steps, whatever w: shape [...]. k
+    steps, each with a fresh batch, add (a^2 s^2 / 2m) sum_{j<k} tr(S T^j(S)), s = ``noise``, the
+    standard deviation of the labels' noise; the other arguments are those of :func:`q_matrix`."""
     sigma = at_least("noise", noise, 0, "noise is a standard deviation")
     powers = list(_powers(covariance, alpha, support, steps))
     traces = sum((np.einsum("...ij,...ji->...", powers[0], power) for power in powers[:-1]),
@@ -185,19 +177,15 @@ def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = 
 def minimiser_nal(covariances: ArrayLike, optima: ArrayLike,
                   weights: ArrayLike | None = None) -> Array:
     """What plain training without adaptation (NAL) learns: w_NAL = E[S]^-1 E[S w*]. Shape [d].
-
     ``covariances`` are [task, d, d], ``optima`` [task, d], ``weights`` [task] >= 0, normalised.
-    ValueError: shapes that do not match, weights out of range, a singular E[S].
-    """
+    ValueError: shapes that do not match, weights out of range, a singular E[S]."""
     return weighted_centre(*_check_tasks(covariances, optima, weights), "E[Sigma]")
 
 
 def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, support: ArrayLike,
                    weights: ArrayLike | None = None, *, steps: int = 1) -> Array:
-    """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d].
-
-    Arguments and errors as in :func:`minimiser_nal` and :func:`q_matrix`.
-    """
+    """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d]. Arguments and
+    errors as in :func:`minimiser_nal` and :func:`q_matrix`."""
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
     q = q_matrix(covariances, alpha, support, steps=steps)
     return weighted_centre(q, optima, weights, "E[Q]")
@@ -206,11 +194,9 @@ def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, 
 def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike,
                 support: ArrayLike, weights: ArrayLike | None = None, noise: ArrayLike = 0.0, *,
                 steps: int = 1) -> Array:
-    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + :func:`noise_risk`.
-
-    ``w`` is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess
-    risk without adaptation. The other arguments are those of :func:`minimiser_maml`.
-    """
+    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + :func:`noise_risk`. ``w``
+    is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess risk
+    without adaptation. The other arguments are those of :func:`minimiser_maml`."""
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
     w, d = real("w", w), optima.shape[1]
     require(w.ndim >= 1 and w.shape[-1] == d, "w.shape", f"end in d = {d}", w.shape,

@@ -81,9 +81,8 @@ class Mixture:
             raise ValueError(f"fields must broadcast together, got {shapes}; add axes of length 1"
                              ) from error
         with np.errstate(over="ignore", invalid="ignore"):
-            grown = self._shared.scale
-        require(np.isfinite(grown), "c^steps", "be finite", grown,
-                "this alpha diverges: take fewer or smaller steps")
+            require(np.isfinite(self._shared.scale), "c^steps", "be finite", self._shared.scale,
+                    "this alpha diverges: take fewer or smaller steps")
 
     def _out(self, value: Array) -> Array:
         """``value`` in the common shape of the fields and itself; where that is (), a scalar."""
@@ -135,8 +134,7 @@ class Mixture:
 
     @cached_property
     def _scaled_gap(self) -> Array:
-        f, shared = self._fields, self._shared
-        p = f.hard_fraction
+        f, shared, p = self._fields, self._shared, self._fields.hard_fraction
         root = p * (1 - p) * shared.cross * f.distance / ((1 - p) * f.rho_easy + p * f.rho_hard)
         return _safe_ratio(root**2, shared.easy + shared.hard, 0.0) / 2
 
@@ -156,10 +154,8 @@ class Mixture:
 
     def risk(self, weight: ArrayLike) -> Array:
         """The excess risk after adapting from lambda c_E + (1 - lambda) c_H, lambda = ``weight``.
-
         [(1-p) a_E (v_E + (1-lambda)^2 R^2) + p a_H (v_H + lambda^2 R^2)] / 2 + noise term, in
-        squared units of y. ``weight`` may be any real number and is broadcast with the fields.
-        """
+        squared units of y. ``weight`` may be any real number and is broadcast with the fields."""
         scaled = self._scaled_risk(real("weight", weight))
         return self._out(self._shared.scale * scaled + self._noise)
 
