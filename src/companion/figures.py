@@ -66,11 +66,9 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
             knobs: Mapping[sp.Symbol, tuple[float, float, float, str]], *, ident: str,
             label: str) -> HTML:
     """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs move.
-
     ``x`` is symbol, least value, greatest value and name of the horizontal axis; ``knobs`` map
     symbols to least, greatest and starting value, and name; ``label`` is that of the vertical axis,
-    ``ident`` the element's id. ValueError: a symbol without a value, or what is not arithmetic.
-    """
+    ``ident`` the element's id. ValueError: a symbol without a value, or what is not arithmetic."""
     free = sorted(map(str, expression.free_symbols - {x[0], *knobs}))
     require(not free, "every symbol", "be the axis or a knob", free, "substitute them")
     try:

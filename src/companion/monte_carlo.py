@@ -79,11 +79,9 @@ def _least_squares(x: Array, y: Array) -> Array:
 def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: int, tasks: int,
                       rng: np.random.Generator) -> tuple[Array, Array]:
     """What NAL and MAML learn, exactly, from ``tasks`` tasks of support + query samples: two [d].
-
     NAL pools all samples into one least-squares problem. The empirical MAML objective, inner and
     outer samples disjoint, is least squares too, in the inputs X_q (I - alpha S_s) and labels y_q -
-    (alpha/m) X_q X_s.y_s.
-    """
+    (alpha/m) X_q X_s.y_s."""
     group, optima = family.draw_tasks(rng, (tasks,))
     x, y = family.draw_samples(rng, group, optima, support + query)
     d = x.shape[-1]

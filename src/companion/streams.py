@@ -35,11 +35,10 @@ def torch_stream(seed: int, purpose: str, device: str = "cpu") -> "torch.Generat
 def normals(seeds: Sequence[int], purpose: str, shapes: Mapping[str, tuple[int, ...]], *,
             device: str = "cpu", dtype: "torch.dtype | None" = None,
             ) -> Callable[[int], dict[str, "torch.Tensor"]]:
-    """Standard normal draws for a fleet, one run a seed: ``step -> {name: [run, *shape]}``.
-
-    A step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier
-    calls. Runs of one seed get equal numbers, whatever their settings. Steps are drawn in blocks.
-    """
+    """Standard normal draws for a fleet, one run a seed: ``step -> {name: [run, *shape]}``. A
+    step's numbers depend on its number and the seed alone, not on the other runs, nor on earlier
+    calls. Runs of one seed get equal numbers, whatever their settings. Steps are drawn in
+    blocks."""
     import torch
 
     distinct = sorted(set(seeds))

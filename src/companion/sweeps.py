@@ -91,12 +91,10 @@ def _check(rows: Sequence[Row]) -> None:
 
 def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], journal: Journal,
           pool: Executor, in_flight: int, *, progress: bool = True) -> list[tuple[Point, str]]:
-    """Measure every point that ``journal`` does not hold yet, and journal each as it finishes.
-
-    A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
+    """Measure every point that ``journal`` does not hold yet, and journal each as it finishes. A
+    point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
     others go on. Returns the failures: points and reasons. Raises BrokenExecutor: a worker process
-    was lost; what finished is kept.
-    """
+    was lost; what finished is kept."""
     missing = [point for point in points if not journal.finished(point)]
     todo = iter(missing)
     running: dict[Future[Sequence[Row]], Point] = {}

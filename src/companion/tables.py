@@ -21,11 +21,9 @@ Statistic = Callable[[Array, Array], Interval]
 @dataclass(frozen=True)
 class Finding:
     """What settles one part of a claim: its word, and the number that decides it (but for a proof).
-
     ``what`` says what the number is and of which case; ``cases`` has the word of every case where a
     part is asked of several. An inconclusive finding has the ``detectable`` effect: the smallest
-    distance from the null that would have been seen with 80 % power.
-    """
+    distance from the null that would have been seen with 80 % power."""
 
     word: str
     interval: Interval | None = None
@@ -82,12 +80,10 @@ def means(table: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame
 def contrast(table: pd.DataFrame, keys: Sequence[str], column: str,
              against: Mapping[str, Any] | str, how: Statistic = ratio, *,
              swap: bool = False) -> pd.DataFrame:
-    """A column against its baseline, for every group of equal ``keys``: value, low, high.
-
-    The baseline is another column of the same rows, or the rows with the entries of ``against`` in
+    """A column against its baseline, for every group of equal ``keys``: value, low, high. The
+    baseline is another column of the same rows, or the rows with the entries of ``against`` in
     place of their own. Groups that are their own baseline, or have none, are left out. ``swap``
-    puts the baseline on top.
-    """
+    puts the baseline on top."""
     groups = dict(iter(table.groupby(list(keys), sort=False)))
     found = []
     for key, rows in groups.items():

@@ -20,12 +20,10 @@ SPLITS = ("train", "validation", "test")
 
 
 class Source(NamedTuple):
-    """Images in classes, classes in groups, groups of classes in splits.
-
-    ``images`` [image, channel, height, width] uint8, those of a class together, from ``first``
-    [class], ``sizes`` [class] of them. ``group`` [class] is its alphabet or superclass. ``splits``
-    maps "train", "validation", "test" to class numbers; no class is in two.
-    """
+    """Images in classes, classes in groups, groups of classes in splits. ``images`` [image,
+    channel, height, width] uint8, those of a class together, from ``first`` [class], ``sizes``
+    [class] of them. ``group`` [class] is its alphabet or superclass. ``splits`` maps "train",
+    "validation", "test" to class numbers; no class is in two."""
 
     name: str
     images: torch.Tensor
@@ -111,12 +109,10 @@ SOURCES: dict[str, Callable[[], Source]] = {
 
 
 def load(name: str) -> Source:
-    """The source of that name: glyphs, omniglot, cifar_fs, fc100 or mini_imagenet.
-
-    Glyphs are drawn (see :mod:`companion.tasks.glyphs`), the others read from files. Glyphs and
-    Omniglot are split by alphabet (60/15/25 %, and 20/3/7), CIFAR-FS and FC100 as published.
-    ValueError: an unknown name. DataError: a file is damaged, or missing (MissingData).
-    """
+    """The source of that name: glyphs, omniglot, cifar_fs, fc100 or mini_imagenet. Glyphs are drawn
+    (see :mod:`companion.tasks.glyphs`), the others read from files. Glyphs and Omniglot are split
+    by alphabet (60/15/25 %, and 20/3/7), CIFAR-FS and FC100 as published. ValueError: an unknown
+    name. DataError: a file is damaged, or missing (MissingData)."""
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     return SOURCES[name]()

@@ -231,12 +231,10 @@ def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
 
 def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float, support: float,
                  noise: float = 0.0, *, steps: int = 1) -> float:
-    """The least excess risk of a shallow linear model after ``steps`` steps of size alpha.
-
-    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of
-    tr(Q C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`, with fresh
-    samples in every step. Arguments as in :func:`preconditioned_risk`.
-    """
+    """The least excess risk of a shallow linear model after ``steps`` steps of size alpha. It
+    starts from the tasks' mean, for nothing else can be learned: the sum over outputs of tr(Q
+    C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`, with fresh
+    samples in every step. Arguments as in :func:`preconditioned_risk`."""
     covariance, tasks, *_ = _moments(covariance, task_covariance, support, noise)
     q = q_matrix(covariance, alpha, support, steps=steps)
     noisy = len(tasks) * noise_risk(covariance, alpha, support, noise, steps=steps)

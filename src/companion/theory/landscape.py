@@ -40,11 +40,9 @@ def _one_minus_power(base: Array, steps: Array) -> Array:
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """An easy/hard mixture of isotropic linear regressions, and the exact risks of NAL and MAML.
-
     Every field is a number or an array; all are broadcast together, and so is every result.
     ValueError: a field out of range, NaN, or shapes that do not broadcast. The setting is that of
-    paper L, abstract.
-    """
+    paper L, abstract."""
 
     rho_easy: ArrayLike  # input variance of easy tasks, > 0
     rho_hard: ArrayLike  # the same of hard tasks; either group may in fact be the harder
@@ -191,12 +189,10 @@ class Mixture:
 
 
 def best_step(mixture: Mixture, method: str) -> float:
-    """The inner step at which ``method``, "nal" or "maml", has its least risk.
-
-    NAL's minimiser does not depend on the step, MAML's is learned anew for each; ``mixture.alpha``
-    is not used. Both risks are rational in alpha: all critical points are roots of a polynomial,
-    and the best of those > 0 and of 0 is returned. ValueError for a mixture with array fields.
-    """
+    """The inner step at which ``method``, "nal" or "maml", has its least risk. NAL's minimiser does
+    not depend on the step, MAML's is learned anew for each; ``mixture.alpha`` is not used. Both
+    risks are rational in alpha: all critical points are roots of a polynomial, and the best of
+    those > 0 and of 0 is returned. ValueError for a mixture with array fields."""
     if method not in ("nal", "maml"):
         raise ValueError(f'method must be "nal" or "maml", got {method!r}; name one of the two')
     require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays",

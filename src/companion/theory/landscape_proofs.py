@@ -25,11 +25,9 @@ def symbols() -> SimpleNamespace:
 @cache
 def derive() -> SimpleNamespace:
     """The closed forms in :func:`symbols`; ``a_E``, ``a_H`` stand for rho c^k of each group.
-
     Fields: ``leftover_easy``, ``leftover_hard`` (rho c^k), ``noise`` (the risk that label noise
     adds), ``risk`` (of the weight lambda), ``weight_maml`` (its minimiser), ``weight_nal`` and
-    ``gap``.
-    """
+    ``gap``."""
     s = symbols()
     c_easy, c_hard = (contraction(rho, s.alpha, s.d, s.u) for rho in (s.rho_E, s.rho_H))
 

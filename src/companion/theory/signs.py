@@ -14,11 +14,9 @@ def _all_coefficients_positive(factor: sp.Expr) -> bool:
 
 def proved_sign(expression: sp.Expr) -> int:
     """The sign of a rational ``expression`` over positive symbols, where factoring shows it.
-
     Numerator and denominator are factored. A factor of even power counts as a square; any other
     must be, up to its sign, a sum of positive terms, else ValueError. Returns 1, -1, or 0 for the
-    zero expression; with a square among the factors the expression may also vanish.
-    """
+    zero expression; with a square among the factors the expression may also vanish."""
     sign = 1
     for part in sp.fraction(sp.cancel(sp.together(expression))):
         coefficient, factors = sp.factor_list(part)
