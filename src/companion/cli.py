@@ -53,12 +53,12 @@ def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full")
 def run(name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
         profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
         device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-        workers: Annotated[int | None, typer.Option(help="local processes; by default this one")
-                           ] = None,
-        scheduler: Annotated[str | None,
-                             typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
-        fresh: Annotated[bool, typer.Option("--fresh", help="measure everything anew, replace the "
-                                            "record")] = False) -> None:
+        workers: Annotated[int | None, typer.Option(
+            help="local processes; by default this one")] = None,
+        scheduler: Annotated[str | None, typer.Option(
+            help="a Dask scheduler instead, tcp://host:port")] = None,
+        fresh: Annotated[bool, typer.Option(
+            "--fresh", help="measure everything anew, replace the record")] = False) -> None:
     """Run one experiment to a whole record. Example: companion run linear --workers 2"""
     runs.run(experiments.get(name), profile, device=device, workers=workers, scheduler=scheduler,
              fresh=fresh, progress=sys.stderr.isatty())

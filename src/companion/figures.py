@@ -1,8 +1,7 @@
 """The look of the figures: one style sheet, one palette, and the formula with sliders.
 
-Colours are Okabe and Ito's, which readers with any colour vision tell apart; lines differ in dash
-as well. A figure is 5 inches wide with 11-point text, so that on a telephone's 350 pixels its
-letters are still about 10 pixels high.
+Colours are Okabe and Ito's, for any colour vision. A figure is 5 inches wide with 11-point text, so
+that on a telephone's 350 pixels its letters are still about 10 pixels high.
 """
 
 import html
@@ -38,8 +37,7 @@ _STYLE = {"figure.figsize": (5.0, 3.4), "figure.dpi": 160, "figure.facecolor": "
 
 def use_style() -> None:
     """Set the book's style for all later figures: PNG, the same bytes for the same data."""
-    for name, value in _STYLE.items():
-        mpl.rcParams[name] = value  # type: ignore[index]
+    mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
     set_matplotlib_formats("png", bbox_inches=None)
 
 

@@ -71,11 +71,6 @@ def drawn_ratio(mixture: Mixture, rng: np.random.Generator, draws: int) -> Estim
     return ratio(*adapted_risks(family, starts, alpha, support, rng, draws))
 
 
-def _least_squares(x: Array, y: Array) -> Array:
-    """The w that minimises |x w - y|, by the normal equations: x has far more rows than columns."""
-    return np.asarray(np.linalg.solve(x.T @ x, x.T @ y))
-
-
 def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: int, tasks: int,
                       rng: np.random.Generator) -> tuple[Array, Array]:
     """What NAL and MAML learn, exactly, from ``tasks`` tasks of support + query samples: two [d].
@@ -90,8 +85,9 @@ def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: i
     moved = np.einsum("tmi,tm->ti", x_in, y_in) * alpha / support
     inputs = x_out @ (np.eye(d) - alpha * gram)
     labels = y_out - np.einsum("tmi,ti->tm", x_out, moved)
-    return (_least_squares(x.reshape(-1, d), y.reshape(-1)),
-            _least_squares(inputs.reshape(-1, d), labels.reshape(-1)))
+    nal, maml = (np.linalg.solve(rows.T @ rows, rows.T @ targets.reshape(-1))  # least squares
+                 for rows, targets in ((x.reshape(-1, d), y), (inputs.reshape(-1, d), labels)))
+    return nal, maml
 
 
 def plug_in(family: LinearFamily, alpha: float, support: int, samples: int, tasks: int,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,24 +48,19 @@ def _end_with_parent(parent: int) -> None:
 @contextmanager
 def executor(workers: int | None = None,
              scheduler: str | None = None) -> Iterator[tuple[Executor, int]]:
-    """An executor and how many points it may hold at once.
-
-    Args:
-        workers: local processes, >= 1; None runs in this process.
-        scheduler: a Dask scheduler, ``tcp://host:port``; needs the extra ``cluster``.
-
-    Raises ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
-    """
+    """An executor and how many points it may hold at once: this process, ``workers`` >= 1 local
+    ones, or those of a Dask ``scheduler``, "tcp://host:port", which needs the extra ``cluster``.
+    ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds."""
     if workers is not None and scheduler is not None:
         raise ValueError("workers and scheduler exclude each other, got both; name one")
     if scheduler is not None:
         try:
             from distributed import Client
+
+            client = Client(scheduler, timeout=8)
         except ImportError as error:
             raise ValueError("a scheduler needs Dask, got none installed; pip install "
                              "'dask[distributed]'") from error
-        try:
-            client = Client(scheduler, timeout=8)
         except (OSError, TimeoutError, ValueError) as error:
             raise ValueError(f"scheduler must be a running Dask scheduler, got {scheduler}; start "
                              "it first") from error
@@ -103,7 +99,7 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
                    disable=not progress)
 
     def refill() -> None:
-        while len(running) < in_flight and (point := next(todo, None)) is not None:
+        for point in islice(todo, in_flight - len(running)):
             running[pool.submit(function, point)] = point
 
     with bar:

@@ -61,8 +61,8 @@ def difference(top: Array, bottom: Array) -> Interval:
 
 def mean(values: Array) -> Interval:
     """The mean over seeds, [seed]."""
-    found = estimate(values)
-    return Interval(found.value, *found.interval())
+    average = estimate(values)
+    return Interval(average.value, *average.interval())
 
 
 def columns(interval: Interval) -> dict[str, float]:
@@ -136,11 +136,10 @@ def judge(rows: pd.DataFrame, what: str, names: Sequence[str] = (), *, above: fl
     cases apart."""
     cases = {", ".join(f"{row[name]}" for name in names): word(row, above=above, inside=inside)
              for _, row in rows.iterrows()}
-    if inside is None:
-        weakest = rows["low"].idxmin()
-    else:
-        weakest = np.maximum(inside[0] - rows["low"], rows["high"] - inside[1]).idxmax()
-    row, outcome = rows.loc[weakest], together(cases.values())
+    margin = rows["low"]
+    if inside is not None:
+        margin = np.minimum(margin - inside[0], inside[1] - rows["high"])
+    row, outcome = rows.loc[margin.idxmin()], together(cases.values())
     case = ", ".join(f"{row[name]}" for name in names)
     interval = Interval(*(float(row[name]) for name in ("value", "low", "high")))
     return Finding(outcome, interval, f"{what}, weakest case ({case})" if case else what,

@@ -44,12 +44,11 @@ class Classes(NamedTuple):
 
 def _first(source: str, *candidates: str) -> Path:
     """The first of the files that is there, below the data folder."""
-    root = paths.data()
-    for path in (root / candidate for candidate in candidates):
+    for path in (paths.data() / candidate for candidate in candidates):
         if path.exists():
             return path
-    raise MissingData(f"{source} needs {' or '.join(candidates)} under {root}, got none; fetch it "
-                      f"with `companion data {source}`, or name the folder that has it in "
+    raise MissingData(f"{source} needs {' or '.join(candidates)} under {paths.data()}, got none; "
+                      f"fetch it with `companion data {source}`, or name the folder that has it in "
                       "COMPANION_DATA")
 
 

@@ -69,7 +69,7 @@ def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
 
 def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
     layers = [real(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
-    require(layers, "weights", "hold a layer or more", 0, "depth 1 is the shallow model")
+    require(len(layers) > 0, "weights", "hold a layer or more", 0, "depth 1 is the shallow model")
     for i, layer in enumerate(layers):
         follows = layer.ndim == 2 and (i == 0 or layer.shape[1] == layers[i - 1].shape[0])
         require(follows and layer.size > 0, f"weights[{i}].shape",

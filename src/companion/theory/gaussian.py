@@ -94,26 +94,22 @@ def check_covariance(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def _after_one_step(matrix: Array, covariance: Array, alpha: Array,
-                    inverse_support: Array) -> Array:
-    """T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], a sum of positive semidefinite terms."""
-    shrink = np.eye(covariance.shape[-1]) - alpha * covariance
-    trace = np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None]
-    spread = covariance @ matrix @ covariance + trace * covariance
-    return np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
-
-
 def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike,
             steps: int) -> Iterator[Array]:
-    """S, T(S), ..., T^steps(S), after checking the arguments."""
+    """S, T(S), ..., T^steps(S), T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)]; each of the two
+    terms of T is positive semidefinite."""
     covariance = check_covariance("covariance", covariance)
     alpha = step_size(alpha)[..., None, None]
     inverse_support = 1 / support_size(support)[..., None, None]
     count = step_count(steps)
     require(count.ndim == 0, "steps", "be one number", steps, "call once per number of steps")
-    yield (matrix := covariance)
+    matrix, shrink = covariance, np.eye(covariance.shape[-1]) - alpha * covariance
+    yield matrix
     for _ in range(int(count)):
-        yield (matrix := _after_one_step(matrix, covariance, alpha, inverse_support))
+        trace = np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None]
+        spread = covariance @ matrix @ covariance + trace * covariance
+        matrix = np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
+        yield matrix
 
 
 def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,

@@ -102,11 +102,7 @@ _gradient: Callable[..., torch.Tensor] = _Gradient.apply
 _arc_cosine: Callable[..., torch.Tensor] = _ArcCosine.apply
 
 
-def _relu(a: torch.Tensor, b: torch.Tensor, rho: torch.Tensor | float) -> torch.Tensor:
-    return rho * _arc_cosine(a, b)
-
-
-KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": _relu}
+KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": lambda a, b, rho: rho * _arc_cosine(a, b)}
 
 
 def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> None:
