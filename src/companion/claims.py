@@ -19,11 +19,9 @@ PROFILES = ("quick", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Finding):
-    """One part of a claim: what was asked within which scope, and what was found.
-
-    ``links`` lead from a text to "page#label". ``source`` names the record, "linear/full", with its
-    ``device`` and ``date``; they are None for a proof, and for a part without a record.
-    """
+    """One part of a claim: what was asked within which scope, and what was found. ``links`` lead
+    from a text to "page#label". ``source`` names the record, "linear/full", with its ``device`` and
+    ``date``; None for a proof, and for a part without a record."""
 
     name: str
     scope: str
@@ -92,14 +90,9 @@ def listed() -> list[dict[str, Any]]:
 
 
 def evaluate(profile: str = "full") -> list[Verdict]:
-    """The verdict on every claim of claims.yml, from proofs and the records of ``profile``.
-
-    A part without a record is untested, and so is one whose proof does not go through.
-
-    Raises:
-        ValueError: a profile other than "quick" and "full".
-        RecordError: a record has been altered or is of an earlier config; claims.yml is not whole.
-    """
+    """The verdict on every claim of claims.yml, from proofs and the records of ``profile``. A part
+    without a record, or whose proof does not go through, is untested. Raises ValueError: an unknown
+    profile. RecordError: an altered or outdated record; claims.yml is not whole."""
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     return [_verdict(entry, profile) for entry in listed()]

@@ -11,19 +11,14 @@ from rich.table import Table
 
 from companion import claims, errors, experiments, paths, records, runs
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Run the companion's experiments. Example: companion run linear --profile full "
-         "--workers 2",
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Run the companion's experiments. Example: companion run linear --profile "
+                       "full --workers 2")
 
 
-@app.command("list",
-             help="Every experiment, its profiles, and what is on record. Example: companion list")
+@app.command("list")
 def show() -> None:
-    """Print a table of the experiments."""
+    """Every experiment, its profiles, and what is on record. Example: companion list"""
     table = Table("experiment", "profile", "points", "record", "purpose")
     for name, experiment in experiments.EXPERIMENTS.items():
         for profile, config in experiment.profiles.items():
@@ -39,10 +34,9 @@ def show() -> None:
     Console().print(table)
 
 
-@app.command("verify",
-             help="Check every record and settle every claim anew. Example: companion verify")
+@app.command("verify")
 def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full") -> None:
-    """Print a row for every part of a claim; fails where any record of any profile is altered."""
+    """Check every record and settle every claim anew. Example: companion verify"""
     for experiment in experiments.EXPERIMENTS.values():
         for each in experiment.profiles:
             with suppress(errors.MissingRecord):
@@ -55,42 +49,36 @@ def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full")
     Console().print(table)
 
 
-@app.command("run",
-             help="Run one experiment to a whole record. Example: companion run linear "
-                  "--profile full --workers 2")
+@app.command("run")
 def run(name: Annotated[str, typer.Argument(help="which experiment: see `companion list`")],
         profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
         device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-        workers: Annotated[int | None, typer.Option(help="local processes; by default this one")
-                           ] = None,
-        scheduler: Annotated[str | None,
-                             typer.Option(help="a Dask scheduler instead, tcp://host:port")] = None,
-        fresh: Annotated[bool, typer.Option("--fresh", help="measure everything anew, replace the "
-                                            "record")] = False) -> None:
-    """Run, and say where the record is."""
+        workers: Annotated[int | None, typer.Option(
+            help="local processes; by default this one")] = None,
+        scheduler: Annotated[str | None, typer.Option(
+            help="a Dask scheduler instead, tcp://host:port")] = None,
+        fresh: Annotated[bool, typer.Option(
+            "--fresh", help="measure everything anew, replace the record")] = False) -> None:
+    """Run one experiment to a whole record. Example: companion run linear --workers 2"""
     runs.run(experiments.get(name), profile, device=device, workers=workers, scheduler=scheduler,
              fresh=fresh, progress=sys.stderr.isatty())
     print(f"The record is at {records.folder(name, profile)}")
 
 
-@app.command("data",
-             help="Fetch or find the images of a source and check them. Example: companion data "
-                  "omniglot")
+@app.command("data")
 def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, fc100 or "
                                              "mini_imagenet")]) -> None:
-    """Say what is there, after fetching it if need be."""
+    """Fetch or find the images of a source and check them. Example: companion data omniglot"""
     from companion.tasks import downloads  # only here: the other commands need no images
 
     source = downloads.locate(name, progress=sys.stderr.isatty())
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
-    where = "drawn" if name == "glyphs" else f"under {paths.data()}"
-    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), "
-          f"{where}")
+    at = "drawn" if name == "glyphs" else f"under {paths.data()}"
+    print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {at}")
 
 
 def main() -> None:
-    """Run the command line; one clear line for whatever goes wrong. Exit 2: the call was wrong; 1:
-    the run was."""
+    """The command line; one line for what goes wrong. Exit 2: the call is wrong; 1: the run is."""
     try:
         app()
     except (errors.RecordError, runs.Unfinished) as error:

@@ -14,8 +14,7 @@ from companion.streams import stream
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error over ``count`` independent draws. Prints rounded by its
-    error."""
+    """A mean with its standard error over ``count`` independent draws; prints rounded by it."""
 
     value: float
     error: float
@@ -48,16 +47,12 @@ class Estimate:
 
 
 def estimate(samples: ArrayLike) -> Estimate:
-    """The mean of independent ``samples`` [draw] and its standard error.
-
-    Raises:
-        ValueError: fewer than two samples, or one that is not finite.
-    """
+    """The mean of independent ``samples`` [draw], two or more, finite, and its standard error."""
     array = real("samples", samples)
     require(array.ndim == 1 and len(array) > 1, "samples.shape", "be [draw], two or more",
             array.shape, "draw more")
-    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))),
-                    len(array))
+    error = float(array.std(ddof=1) / math.sqrt(len(array)))
+    return Estimate(float(array.mean()), error, len(array))
 
 
 def ratio(top: ArrayLike, bottom: ArrayLike) -> Estimate:
@@ -95,17 +90,9 @@ class Interval:
 
 def bootstrap(statistic: Callable[[Array], Array], samples: ArrayLike, *,
               purpose: str = "bootstrap", resamples: int = 2000) -> Interval:
-    """The percentile bootstrap of a statistic over seeds.
-
-    Args:
-        statistic: samples [..., seed, column] -> [...], for many resamples at once.
-        samples: [seed, column], one row a seed.
-        purpose: name of the stream that the resamples are drawn from.
-        resamples: how many.
-
-    Raises:
-        ValueError: fewer than two seeds, or an entry that is not finite.
-    """
+    """The percentile bootstrap of a statistic over seeds: two or more rows ``samples`` [seed,
+    column], all finite, else ValueError. ``statistic`` maps [..., seed, column] to [...], for many
+    resamples at once; ``purpose`` names the stream that they are drawn from."""
     array = real("samples", samples)
     require(array.ndim == 2 and len(array) > 1, "samples.shape", "be [seed, column], two or more",
             array.shape, "stack")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from companion import records
+from companion.checks import require
 from companion.errors import Diverged
 from companion.records import Point, Record, Row
 from companion.tables import Finding
@@ -15,11 +16,10 @@ from companion.tables import Finding
 class Experiment:
     """An experiment: its profiles, the points of a config, and how one point is measured.
 
-    ``measure(config, point, device)`` returns rows of the same columns, one a measurement. It must
-    give the same rows for the same arguments in any process, so it draws from named streams only.
-    A point is a plain dict of what tells it apart; every other number that reaches a measurement is
-    in the config. ``findings`` map a claim's part, "D1/synthetic", to what settles it.
-    ``devices`` are those that it can use, the preferred one first.
+    ``measure(config, point, device)`` returns rows of the same columns, one a measurement; the same
+    for the same arguments in any process, so it draws from named streams only. A point is a plain
+    dict of what tells it apart; all other numbers are in the config. ``findings`` map a claim's
+    part, "D1/synthetic", to what settles it. ``devices`` begin with the preferred one.
     """
 
     name: str
@@ -32,9 +32,8 @@ class Experiment:
 
     def config(self, profile: str) -> Any:
         """The frozen config of a profile; ValueError for an unknown one."""
-        if profile not in self.profiles:
-            names = ", ".join(self.profiles)
-            raise ValueError(f"profile must be one of {names}, got {profile!r}; see companion list")
+        require(profile in self.profiles, "profile", f"be one of {', '.join(self.profiles)}",
+                repr(profile), "see companion list")
         return self.profiles[profile]
 
     def key(self, profile: str) -> str:
@@ -58,9 +57,8 @@ class Experiment:
         if wanted not in self.devices:
             raise ValueError(f"device must be one that {self.name} uses, "
                              f"{', '.join(self.devices)}, got {wanted!r}")
-        if wanted not in here:
-            raise ValueError("device must be present, got 'cuda' and no CUDA device; "
-                             "use --device cpu")
+        require(wanted in here, "device", "be present", "'cuda' and no CUDA device",
+                "use --device cpu")
         return wanted
 
 
@@ -82,10 +80,8 @@ def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
 
 def unless_diverged(rows: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float],
                     point: Point, seeds: int, lost: Row) -> list[Row]:
-    """The rows of a fleet at several inner rates; where a run diverges, the rates one by one.
-
-    A rate with a run that diverges counts as lost: its rows are ``lost``, for every seed.
-    """
+    """The rows of a fleet at several inner rates; where a run diverges, the rates one by one, and
+    the rows of a rate that is lost so are ``lost``, for every seed."""
     try:
         return rows(alphas)
     except Diverged:

@@ -1,8 +1,7 @@
 """The look of the figures: one style sheet, one palette, and the formula with sliders.
 
-Colours are Okabe and Ito's, which readers with any colour vision tell apart; lines differ in dash
-as well. A figure is 5 inches wide with 11-point text, so that on a telephone's 350 pixels its
-letters are still about 10 pixels high.
+Colours are Okabe and Ito's, for any colour vision. A figure is 5 inches wide with 11-point text, so
+that on a telephone's 350 pixels its letters are still about 10 pixels high.
 """
 
 import html
@@ -38,8 +37,7 @@ _STYLE = {"figure.figsize": (5.0, 3.4), "figure.dpi": 160, "figure.facecolor": "
 
 def use_style() -> None:
     """Set the book's style for all later figures: PNG, the same bytes for the same data."""
-    for name, value in _STYLE.items():
-        mpl.rcParams[name] = value  # type: ignore[index]
+    mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
     set_matplotlib_formats("png", bbox_inches=None)
 
 
@@ -66,17 +64,9 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
             knobs: Mapping[sp.Symbol, tuple[float, float, float, str]], *, ident: str,
             label: str) -> HTML:
     """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs move.
-
-    Args:
-        expression: a closed form in the symbol of ``x`` and in those of ``knobs``.
-        x: symbol, least value, greatest value and name of the horizontal axis.
-        knobs: symbol -> least, greatest and starting value, and name.
-        ident: id of the element on the page.
-        label: name of the vertical axis.
-
-    Raises:
-        ValueError: a symbol without a value, or an expression that JavaScript cannot compute.
-    """
+    ``x`` is symbol, least value, greatest value and name of the horizontal axis; ``knobs`` map
+    symbols to least, greatest and starting value, and name; ``label`` is that of the vertical axis,
+    ``ident`` the element's id. ValueError: a symbol without a value, or what is not arithmetic."""
     free = sorted(map(str, expression.free_symbols - {x[0], *knobs}))
     require(not free, "every symbol", "be the axis or a knob", free, "substitute them")
     try:
@@ -87,10 +77,9 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
     spec = {"args": [symbol.name for symbol in (x[0], *knobs)], "js": code, "x": list(x[1:]),
             "knobs": [list(knob) for knob in knobs.values()], "label": label}
     text = json.dumps(spec, sort_keys=True).replace("<", "\\u003c")
-    return HTML(
-        f'<div class="book-sliders" id="{html.escape(ident)}">'
-        f'<script type="application/json">{text}</script><noscript>This curve is drawn by the '
-        "page's script; the rendered book shows it with its sliders.</noscript></div>")
+    return HTML(f'<div class="book-sliders" id="{html.escape(ident)}"><script type="application/'
+                f'json">{text}</script><noscript>This curve is drawn by the page\'s script; the '
+                "rendered book shows it with its sliders.</noscript></div>")
 
 
 def table(columns: Mapping[str, Sequence[object]]) -> HTML:

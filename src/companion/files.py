@@ -14,16 +14,16 @@ def naming(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RecordError(
-            f"{path} could not be {doing}: {error.strerror or error}; free or unlock it, or set "
-            "COMPANION_RESULTS to another folder, and run again: finished points are kept"
-        ) from error
+        raise RecordError(f"{path} could not be {doing}: {error.strerror or error}; free or unlock "
+                          "it, or set COMPANION_RESULTS to another folder, and run again: finished "
+                          "points are kept") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """All of ``data`` under ``path``, or an error and what was there before."""
+    """All of ``data`` under ``path``, its folder made, or an error and what was there before."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with scratch.open("wb") as file:
                 file.write(data)

@@ -1,5 +1,5 @@
-"""Linear regression from drawn tasks: risks after adaptation, and what finitely many tasks
-teach."""
+"""Linear regression from drawn tasks: risks after adaptation, and what finite sets of tasks teach.
+"""
 
 import math
 
@@ -14,10 +14,9 @@ from companion.theory.landscape import Mixture
 _BYTES = 2**26  # of inputs held at once
 
 
-def adapted_risks(
-    family: LinearFamily, starts: Array, alpha: float, support: float, rng: np.random.Generator,
-    draws: int, *, steps: int = 1, reuse: bool = False,
-) -> Array:
+def adapted_risks(family: LinearFamily, starts: Array, alpha: float, support: float,
+                  rng: np.random.Generator, draws: int, *, steps: int = 1,
+                  reuse: bool = False) -> Array:
     """Excess risks after adaptation on drawn tasks and samples, [start, draw].
 
     Every start in ``starts`` [start, d] is adapted on the same tasks and batches, so that
@@ -26,8 +25,7 @@ def adapted_risks(
     itself is exact given the adapted point.
     """
     d = starts.shape[1]
-    per_draw = 8 * d * (1 if math.isinf(support) else int(support))
-    chunk = max(1, _BYTES // per_draw)
+    chunk = max(1, _BYTES // (8 * d * (1 if math.isinf(support) else int(support))))
     parts = []
     for first in range(0, draws, chunk):
         group, optima = family.draw_tasks(rng, (min(chunk, draws - first),))
@@ -41,20 +39,15 @@ def adapted_risks(
             if step == 0 or not reuse:
                 x, y = family.draw_samples(rng, group, optima, int(support))
                 residual = y - (x @ optima[..., None])[..., 0]
-            error = error - alpha / support * np.einsum(
-                "nmd,snm->snd", x, np.einsum("nmd,snd->snm", x, error, optimize=True) - residual,
-                optimize=True,
-            )
+            off = np.einsum("nmd,snd->snm", x, error, optimize=True) - residual
+            error = error - alpha / support * np.einsum("nmd,snm->snd", x, off, optimize=True)
         parts.append(np.einsum("sni,nij,snj->sn", error, sigma, error, optimize=True) / 2)
     return np.concatenate(parts, axis=1)
 
 
 def draws_needed(pilot: Array, relative_error: float) -> int:
     """Draws that bring the standard error of a mean below ``relative_error`` of it, judged from
-    ``pilot`` draws.
-
-    A fifth is added to the error, since the pilot's own spread is uncertain.
-    """
+    ``pilot`` draws; a fifth is added to the error, since the pilot's own spread is uncertain."""
     spread = float(pilot.std(ddof=1) / abs(pilot.mean()))
     return max(len(pilot), math.ceil((1.2 * spread / relative_error) ** 2))
 
@@ -62,11 +55,8 @@ def draws_needed(pilot: Array, relative_error: float) -> int:
 def monte_carlo(family: LinearFamily, w: Array, alpha: float, support: float,
                 rng: np.random.Generator, *, relative_error: float = 0.003, pilot: int = 40_000,
                 steps: int = 1) -> Estimate:
-    """The excess risk of the initialisation ``w`` [d], drawn to ``relative_error``. Compare
-    :meth:`LinearFamily.risk`.
-
-    ``pilot`` draws, not used further, decide how many to take.
-    """
+    """The excess risk of the initialisation ``w`` [d], drawn to ``relative_error``; ``pilot``
+    draws, not used further, decide how many to take. Compare :meth:`LinearFamily.risk`."""
     first = adapted_risks(family, w[None], alpha, support, rng, pilot, steps=steps)[0]
     draws = draws_needed(first, relative_error)
     return estimate(adapted_risks(family, w[None], alpha, support, rng, draws, steps=steps)[0])
@@ -81,21 +71,12 @@ def drawn_ratio(mixture: Mixture, rng: np.random.Generator, draws: int) -> Estim
     return ratio(*adapted_risks(family, starts, alpha, support, rng, draws))
 
 
-def _least_squares(x: Array, y: Array) -> Array:
-    """The w that minimises |x w - y|; by the normal equations, for x with many more rows than
-    columns."""
-    return np.asarray(np.linalg.solve(x.T @ x, x.T @ y))
-
-
 def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: int, tasks: int,
                       rng: np.random.Generator) -> tuple[Array, Array]:
-    """What NAL and MAML learn from ``tasks`` tasks of support + query samples each, both exactly:
-    two [d].
-
+    """What NAL and MAML learn, exactly, from ``tasks`` tasks of support + query samples: two [d].
     NAL pools all samples into one least-squares problem. The empirical MAML objective, inner and
     outer samples disjoint, is least squares too, in the inputs X_q (I - alpha S_s) and labels y_q -
-    (alpha/m) X_q X_s.y_s.
-    """
+    (alpha/m) X_q X_s.y_s."""
     group, optima = family.draw_tasks(rng, (tasks,))
     x, y = family.draw_samples(rng, group, optima, support + query)
     d = x.shape[-1]
@@ -104,15 +85,14 @@ def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: i
     moved = np.einsum("tmi,tm->ti", x_in, y_in) * alpha / support
     inputs = x_out @ (np.eye(d) - alpha * gram)
     labels = y_out - np.einsum("tmi,ti->tm", x_out, moved)
-    return _least_squares(x.reshape(-1, d), y.reshape(-1)), _least_squares(
-        inputs.reshape(-1, d), labels.reshape(-1)
-    )
+    nal, maml = (np.linalg.solve(rows.T @ rows, rows.T @ targets.reshape(-1))  # least squares
+                 for rows, targets in ((x.reshape(-1, d), y), (inputs.reshape(-1, d), labels)))
+    return nal, maml
 
 
 def plug_in(family: LinearFamily, alpha: float, support: int, samples: int, tasks: int,
             rng: np.random.Generator) -> Array:
-    """The naive estimate of w_MAML, [d]: Q of each task's empirical covariance, its own
-    least-squares optimum."""
+    """The naive w_MAML [d]: Q of each task's empirical covariance, its least-squares optimum."""
     group, optima = family.draw_tasks(rng, (tasks,))
     x, y = family.draw_samples(rng, group, optima, samples)
     gram = np.einsum("tmi,tmj->tij", x, x, optimize=True) / samples

@@ -37,10 +37,8 @@ def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
               row["value"], row["low"], row["high"]),
           names: Mapping[Any, str] | None = None) -> HTML:
     """A tidy frame as a table: a line for each of ``index``, a column for each value of
-    ``columns``, in order of appearance; ValueError for two rows of one cell.
-
-    ``text`` makes a cell from a row, by default its interval; ``names`` rename columns and values.
-    """
+    ``columns``, in order of appearance; ValueError for two rows of one cell. ``text`` makes a cell
+    from a row, by default its interval; ``names`` rename columns and values."""
     require(not rows.duplicated([*index, columns]).any(), "rows", "be one a cell",
             f"several alike in {[*index, columns]}", "filter them, or name more columns in index")
     lines: dict[tuple[Any, ...], dict[Any, object]] = {}

@@ -10,10 +10,12 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").exists() and (root / "book").is_dir() else None
 
 
-def _named(variable: str) -> Path | None:
-    """The folder that a variable of the environment names."""
-    value = os.environ.get(variable)
-    return Path(value).expanduser().absolute() if value else None
+def _folder(variable: str, inside: str) -> Path | None:
+    """The folder that a variable of the environment names, else one in the checkout, if any."""
+    if value := os.environ.get(variable):
+        return Path(value).expanduser().absolute()
+    root = checkout()
+    return root / inside if root else None
 
 
 def _user() -> Path:
@@ -22,27 +24,19 @@ def _user() -> Path:
 
 def data() -> Path:
     """The data files: ``COMPANION_DATA``, else ``data/`` of the checkout or of the user's cache."""
-    return _named("COMPANION_DATA") or (checkout() or _user()) / "data"
+    return _folder("COMPANION_DATA", "data") or _user() / "data"
 
 
 def cache() -> Path:
-    """What can be computed again: ``COMPANION_CACHE``, else ``_build/cache`` of the checkout.
-
-    For an installed package it is the user's cache.
-    """
-    root = checkout()
-    return _named("COMPANION_CACHE") or (root / "_build" / "cache" if root else _user())
+    """What can be computed again: ``COMPANION_CACHE``, else ``_build/cache`` of the checkout or the
+    user's cache."""
+    return _folder("COMPANION_CACHE", "_build/cache") or _user()
 
 
 def results() -> Path:
-    """Where records are kept: ``COMPANION_RESULTS``, else ``results/`` of the checkout.
-
-    Raises:
-        ValueError: neither is there.
-    """
-    root = checkout()
-    folder = _named("COMPANION_RESULTS") or (root and root / "results")
-    if folder:
+    """Where records are kept: ``COMPANION_RESULTS``, else ``results/`` of the checkout; ValueError
+    where neither is there."""
+    if folder := _folder("COMPANION_RESULTS", "results"):
         return folder
     raise ValueError("a folder for results must be known, got an installed package and no "
                      "COMPANION_RESULTS; set COMPANION_RESULTS to a folder, or work in a checkout")

@@ -1,8 +1,7 @@
-"""Records: a table and what made it. And the journal, in which a run keeps its points until the
-record is whole.
+"""Records: ``table.csv`` (tidy, one row a measurement) and ``provenance.json`` with its hash.
 
-A record is a folder with ``table.csv`` (tidy, one row a measurement) and ``provenance.json``, which
-holds the hash of the table. Nothing is read back that does not match its hash.
+And the journal, in which a run keeps its points until the record is whole. Nothing is read back
+that does not match its hash.
 """
 
 import errno
@@ -12,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,24 +29,25 @@ Point = Mapping[str, Any]  # what tells one measurement of an experiment apart
 TABLE, PROVENANCE = "table.csv", "provenance.json"
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _hash(value: Any) -> str:
+    """The hash of a value of plain types, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _sha256(text.encode())
 
 
 def key(experiment: str, config: Any, points: Sequence[Point]) -> str:
     """The hash of all that reaches a measurement: a frozen config (a dataclass of plain values) and
     the points of an experiment."""
-    content = {"experiment": experiment, "config": asdict(config), "points": list(points)}
-    return _sha256(_canonical(content).encode())
+    return _hash({"experiment": experiment, "config": asdict(config), "points": list(points)})
 
 
 def point_key(point: Point) -> str:
     """A point by its content."""
-    return _sha256(_canonical(dict(point)).encode())[:16]
+    return _hash(dict(point))[:16]
 
 
 def folder(experiment: str, profile: str) -> Path:
@@ -69,17 +69,13 @@ def commit() -> str | None:
     root = paths.checkout()
     if root is None:
         return None
-    git = ["git", "-C", str(root)]
+    asked = "rev-parse HEAD", "status --porcelain --untracked-files=no -- src"
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True,
-                              check=True).stdout.strip()
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"],
-            capture_output=True, check=True,
-        ).stdout
+        head, status = (subprocess.run(["git", "-C", str(root), *words.split()], check=True,
+                                       capture_output=True, text=True).stdout for words in asked)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+dirty" if status else "")
+    return head.strip() + ("+dirty" if status else "")
 
 
 def processor() -> str:
@@ -108,25 +104,16 @@ def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> Non
             raise ValueError(f"rows of one table must have the same columns, got {list(rows[0])} "
                              f"and {list(row)}; give every measurement an experiment of its own")
     table = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n").encode()
-    with naming(where, "made"):
-        where.mkdir(parents=True, exist_ok=True)
     write_atomically(where / TABLE, table)
     text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True,
-                      allow_nan=False)
-    write_atomically(where / PROVENANCE, (text + "\n").encode())
+                      allow_nan=False) + "\n"
+    write_atomically(where / PROVENANCE, text.encode())
 
 
 def load(where: Path, *, expected: str | None = None) -> Record:
-    """The record in a folder, verified.
-
-    Args:
-        where: the folder, usually :func:`folder`.
-        expected: the key that the record must have been made with.
-
-    Raises:
-        MissingRecord: there is none.
-        RecordError: a file is missing, truncated or altered, or the key is another.
-    """
+    """The record in a folder, usually :func:`folder`, verified; of the key ``expected``, if given.
+    Raises MissingRecord: there is none. RecordError: a file is missing, truncated or altered, or
+    the key is another."""
     remedy = ("restore it from version control, or make the record again with `companion run ... "
               "--fresh`")
     found = [name for name in (TABLE, PROVENANCE) if (where / name).exists()]
@@ -134,7 +121,7 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         raise MissingRecord(f"{where} must hold a record, got none; make it with `companion run`")
     if len(found) == 1:
         raise RecordError(f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; "
-                          f"{remedy}")
+                          + remedy)
     with naming(where, "read"):
         table, text = (where / TABLE).read_bytes(), (where / PROVENANCE).read_bytes()
     try:
@@ -142,26 +129,21 @@ def load(where: Path, *, expected: str | None = None) -> Record:
         stated, made_with = provenance["table_sha256"], str(provenance.get("key"))
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; "
-                          f"{remedy}") from error
+                          + remedy) from error
     if _sha256(table) != stated:
         raise RecordError(f"{where / TABLE} must have the hash that its provenance states, got "
                           f"another; {remedy}")
     if expected is not None and made_with != expected:
-        raise RecordError(
-            f"{where / PROVENANCE} must be of key {expected[:12]}, got {made_with[:12]}: "
-            f"the experiment has changed "
-            "since; make the record again with `companion run`"
-        )
+        raise RecordError(f"{where / PROVENANCE} must be of key {expected[:12]}, got "
+                          f"{made_with[:12]}: the experiment has changed since; make the record "
+                          "again with `companion run`")
     return Record(pd.read_csv(where / TABLE), provenance)
 
 
-class Journal:
-    """The points of one run by content, appended as they finish; one line each, ``hash json``.
-
-    A line that a crash cut short is dropped when the journal is opened again. A whole line that
-    does not match its hash means an altered file, and is refused. Use as a context manager; only
-    one process may hold it.
-    """
+class Journal(AbstractContextManager["Journal"]):
+    """The points of one run by content, appended as they finish; one line each, ``hash json``. A
+    last line that a crash cut short is dropped; a whole line that does not match its hash is
+    refused. Use as a context manager; only one process may hold it."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
@@ -176,21 +158,16 @@ class Journal:
             if len(whole) < len(data):
                 with naming(path, "mended"):
                     self._file.truncate(len(whole))
-            lines = [self._parse(line, number)
-                     for number, line in enumerate(whole.splitlines(), start=1)]
+            lines = [self._parse(line, i) for i, line in enumerate(whole.splitlines(), start=1)]
             if not lines:
                 self._append(dict(header))
             elif lines[0] != dict(header):
                 raise RecordError(f"{path} must be the journal of this run, got that of another; "
                                   "remove it")
-            for entry in lines[1:]:
-                self._entries[point_key(entry["point"])] = entry
+            self._entries |= {point_key(entry["point"]): entry for entry in lines[1:]}
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> "Journal":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
@@ -200,28 +177,28 @@ class Journal:
         if _sha256(text)[:16].encode() != stated:
             raise RecordError(f"{self.path}, line {number}, must match its hash, got an altered "
                               "line; remove the file to start afresh, or restore it")
-        entry: Row = json.loads(text)
-        return entry
+        return dict(json.loads(text))
 
     def _append(self, entry: Row) -> None:
         # in the rows' own order of columns, which the table of a resumed run keeps
         text = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
+        line = _sha256(text)[:16].encode() + b" " + text + b"\n"
         with naming(self.path, "written"):
-            line = _sha256(text)[:16].encode() + b" " + text + b"\n"
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _keep(self, point: Point, entry: Row) -> None:
+    def _keep(self, point: Point, **outcome: Any) -> None:
+        entry = {"point": dict(point)} | outcome
         self._entries[point_key(point)] = entry
         self._append(entry)
 
     def add(self, point: Point, rows: Sequence[Row]) -> None:
         """Keep the rows of a finished point."""
-        self._keep(point, {"point": dict(point), "rows": list(rows)})
+        self._keep(point, rows=list(rows))
 
     def fail(self, point: Point, reason: str) -> None:
         """Note that a point failed; the next run tries it again."""
-        self._keep(point, {"point": dict(point), "failed": reason})
+        self._keep(point, failed=reason)
 
     def finished(self, point: Point) -> bool:
         """Whether the rows of a point are kept."""

@@ -37,20 +37,11 @@ def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
     to the same bytes of the table. Two runs of one experiment wait for each other. A point is
     measured on one thread of a processor.
 
-    Args:
-        experiment: what to run.
-        profile: one of its profiles.
-        device: "cpu", "cuda", or "auto".
-        workers: local processes; by default the points are measured in this one.
-        scheduler: address of a Dask scheduler instead.
-        fresh: measure everything anew and replace the record at the end.
-        progress: show a bar.
-        say: where messages go.
-
-    Raises:
-        ValueError: an argument is out of range; nothing has been written.
-        RecordError: a file cannot be written, or what is there has been altered.
-        Unfinished: points failed; there is no record yet.
+    ``device`` is "cpu", "cuda" or "auto"; ``workers`` and ``scheduler`` as in
+    :func:`companion.sweeps.executor`. ``fresh`` measures everything anew and replaces the record at
+    the end. ``progress`` shows a bar, ``say`` takes messages. ValueError: an argument is out of
+    range; nothing has been written. RecordError: a file cannot be written, or is altered.
+    Unfinished: points failed; there is no record yet.
     """
     config, device = experiment.config(profile), experiment.device(device)
     points, key = experiment.points(config), experiment.key(profile)
@@ -77,10 +68,10 @@ def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
             if failures := sweeps.sweep(measure, points, journal, pool, in_flight,
                                         progress=progress):
                 raise Unfinished(failures, len(points))
-            seconds = round(time.monotonic() - clock, 1)
             provenance = header | made_with | {
                 "config": asdict(config), "points": len(points), "points_before": kept,
-                "device": device, "threads": 1, "started": started, "seconds": seconds}
+                "device": device, "threads": 1, "started": started,
+                "seconds": round(time.monotonic() - clock, 1)}
             records.save(where, journal.rows(points), provenance)
         path.unlink()
     return experiment.load(profile)
@@ -101,11 +92,9 @@ def _locked(where: Path, say: Callable[[str], None]) -> Iterator[None]:
     with naming(where, "made and locked"):
         where.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             say(f"another run holds {where}; waiting for it to end")
-            lock.acquire()
-    try:
+            held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()

@@ -1,5 +1,4 @@
-"""Points handed to any executor: this process, local processes, or a Dask cluster. The same table
-from each."""
+"""Points handed to any executor, this process, local ones or a Dask cluster: the same table."""
 
 import math
 import multiprocessing
@@ -7,15 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from concurrent import futures
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,32 +46,24 @@ def _end_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def executor(
-    workers: int | None = None, scheduler: str | None = None
-) -> Iterator[tuple[Executor, int]]:
-    """An executor and how many points it may hold at once.
-
-    Args:
-        workers: local processes, >= 1; None runs in this process.
-        scheduler: the address of a Dask scheduler, ``tcp://host:port``; needs the extra
-            ``cluster``.
-
-    Raises:
-        ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds.
-    """
+def executor(workers: int | None = None,
+             scheduler: str | None = None) -> Iterator[tuple[Executor, int]]:
+    """An executor and how many points it may hold at once: this process, ``workers`` >= 1 local
+    ones, or those of a Dask ``scheduler``, "tcp://host:port", which needs the extra ``cluster``.
+    ValueError: both are given, a count below 1, or no scheduler answers within 8 seconds."""
     if workers is not None and scheduler is not None:
         raise ValueError("workers and scheduler exclude each other, got both; name one")
     if scheduler is not None:
         try:
             from distributed import Client
+
+            client = Client(scheduler, timeout=8)
         except ImportError as error:
             raise ValueError("a scheduler needs Dask, got none installed; pip install "
                              "'dask[distributed]'") from error
-        try:
-            client = Client(scheduler, timeout=8)
         except (OSError, TimeoutError, ValueError) as error:
             raise ValueError(f"scheduler must be a running Dask scheduler, got {scheduler}; start "
-                             f"it first") from error
+                             "it first") from error
         with client, client.get_executor(pure=False) as pool:
             yield pool, PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     elif workers is not None:
@@ -85,8 +71,8 @@ def executor(
                 "leave it out to run in this process")
         os.environ |= dict.fromkeys(THREADS, "1")  # numbers may depend on the threads
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent,
-                                 initargs=(os.getpid(),)) as pool:
+        with futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent,
+                                         initargs=(os.getpid(),)) as pool:
             yield pool, PER_WORKER * workers
     else:
         yield InProcess(), 1
@@ -101,14 +87,10 @@ def _check(rows: Sequence[Row]) -> None:
 
 def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], journal: Journal,
           pool: Executor, in_flight: int, *, progress: bool = True) -> list[tuple[Point, str]]:
-    """Measure every point that ``journal`` does not hold yet, and journal each as it finishes.
-
-    A point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
-    others go on. Returns the failures: points and reasons.
-
-    Raises:
-        BrokenExecutor: a worker process was lost; what finished is kept.
-    """
+    """Measure every point that ``journal`` does not hold yet, and journal each as it finishes. A
+    point that raises, or whose rows hold a number that is not finite, is journaled as failed; the
+    others go on. Returns the failures: points and reasons. Raises BrokenExecutor: a worker process
+    was lost; what finished is kept."""
     missing = [point for point in points if not journal.finished(point)]
     todo = iter(missing)
     running: dict[Future[Sequence[Row]], Point] = {}
@@ -117,7 +99,7 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
                    disable=not progress)
 
     def refill() -> None:
-        while len(running) < in_flight and (point := next(todo, None)) is not None:
+        for point in islice(todo, in_flight - len(running)):
             running[pool.submit(function, point)] = point
 
     with bar:
@@ -125,7 +107,7 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
                             failed=0)
         refill()
         while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
             for future in done:
                 point = running.pop(future)
                 try:

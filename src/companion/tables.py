@@ -1,5 +1,4 @@
-"""Tidy tables: rows by what they are, contrasts over seeds, and the finding that settles a part of
-a claim.
+"""Tidy tables: rows, contrasts over seeds, and the finding that settles a part of a claim.
 
 Runs of one seed share their draws, so every comparison is paired. A difference has its Student
 interval, a ratio of means its bootstrap interval; both are 95 % intervals over seeds.
@@ -21,12 +20,10 @@ Statistic = Callable[[Array, Array], Interval]
 
 @dataclass(frozen=True)
 class Finding:
-    """What settles one part of a claim: its word, and the number that decides it.
-
+    """What settles one part of a claim: its word, and the number that decides it (but for a proof).
     ``what`` says what the number is and of which case; ``cases`` has the word of every case where a
     part is asked of several. An inconclusive finding has the ``detectable`` effect: the smallest
-    distance from the null that would have been seen with 80 % power. A proof has no number.
-    """
+    distance from the null that would have been seen with 80 % power."""
 
     word: str
     interval: Interval | None = None
@@ -64,8 +61,8 @@ def difference(top: Array, bottom: Array) -> Interval:
 
 def mean(values: Array) -> Interval:
     """The mean over seeds, [seed]."""
-    found = estimate(values)
-    return Interval(found.value, *found.interval())
+    average = estimate(values)
+    return Interval(average.value, *average.interval())
 
 
 def columns(interval: Interval) -> dict[str, float]:
@@ -75,21 +72,18 @@ def columns(interval: Interval) -> dict[str, float]:
 
 def means(table: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
     """The mean of a column over seeds, for every group of equal ``keys``: value, low, high."""
-    return pd.DataFrame([
-        dict(zip(keys, key, strict=True)) | columns(mean(by_seed(rows, column)))
-        for key, rows in table.groupby(list(keys), sort=False, dropna=False)
-    ])
+    groups = table.groupby(list(keys), sort=False, dropna=False)
+    return pd.DataFrame([dict(zip(keys, key, strict=True)) | columns(mean(by_seed(rows, column)))
+                         for key, rows in groups])
 
 
 def contrast(table: pd.DataFrame, keys: Sequence[str], column: str,
              against: Mapping[str, Any] | str, how: Statistic = ratio, *,
              swap: bool = False) -> pd.DataFrame:
-    """A column against its baseline, for every group of equal ``keys``: value, low, high.
-
-    The baseline is another column of the same rows, or the rows with the entries of ``against`` in
+    """A column against its baseline, for every group of equal ``keys``: value, low, high. The
+    baseline is another column of the same rows, or the rows with the entries of ``against`` in
     place of their own. Groups that are their own baseline, or have none, are left out. ``swap``
-    puts the baseline on top.
-    """
+    puts the baseline on top."""
     groups = dict(iter(table.groupby(list(keys), sort=False)))
     found = []
     for key, rows in groups.items():
@@ -137,18 +131,15 @@ def together(words: Iterable[str]) -> str:
 
 def judge(rows: pd.DataFrame, what: str, names: Sequence[str] = (), *, above: float | None = None,
           inside: tuple[float, float] | None = None) -> Finding:
-    """The finding of a part that is asked of every row, an interval each.
-
-    The row that is furthest on the wrong side, or nearest to it, gives the number; ``names`` are
-    the columns that tell the cases apart.
-    """
+    """The finding of a part that is asked of every row, an interval each. The row that is furthest
+    on the wrong side, or nearest to it, gives the number; ``names`` are the columns that tell the
+    cases apart."""
     cases = {", ".join(f"{row[name]}" for name in names): word(row, above=above, inside=inside)
              for _, row in rows.iterrows()}
-    if inside is None:
-        weakest = rows["low"].idxmin()
-    else:
-        weakest = np.maximum(inside[0] - rows["low"], rows["high"] - inside[1]).idxmax()
-    row, outcome = rows.loc[weakest], together(cases.values())
+    margin = rows["low"]
+    if inside is not None:
+        margin = np.minimum(margin - inside[0], inside[1] - rows["high"])
+    row, outcome = rows.loc[margin.idxmin()], together(cases.values())
     case = ", ".join(f"{row[name]}" for name in names)
     interval = Interval(*(float(row[name]) for name in ("value", "low", "high")))
     return Finding(outcome, interval, f"{what}, weakest case ({case})" if case else what,

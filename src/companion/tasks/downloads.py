@@ -1,6 +1,5 @@
 """Fetching data files from their publishers: checked by hash, whole or not at all."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,20 +18,16 @@ class Download(NamedTuple):
 
 _CIFAR = Download("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
                   "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary.tar.gz")
-_OMNIGLOT = Download(
+DOWNLOADS = {"cifar_fs": _CIFAR, "fc100": _CIFAR, "omniglot": Download(
     "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
-    "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip")
-DOWNLOADS = {"omniglot": _OMNIGLOT, "cifar_fs": _CIFAR, "fc100": _CIFAR}
+    "68d2efa1b9178cc56df9314c21c6e718", "omniglot/images_background.zip")}
 _UNPUBLISHED = {"glyphs": "it is drawn, not fetched",
                 "mini_imagenet": "put your own files under mini_imagenet/"}
 
 
 def locate(name: str, *, progress: bool = False) -> Source:
-    """The source of that name, its file fetched where none is there and checked by hash otherwise.
-
-    A file without a published hash is only read. Errors as in :func:`fetch` and
-    :func:`companion.tasks.sources.load`.
-    """
+    """The source of that name, its file fetched where none is there and checked by hash otherwise,
+    where one is published. Errors as in :func:`fetch` and :func:`companion.tasks.sources.load`."""
     try:
         if name in DOWNLOADS and (paths.data() / DOWNLOADS[name].place).exists():
             fetch(name, progress=progress)
@@ -42,21 +37,10 @@ def locate(name: str, *, progress: bool = False) -> Source:
         return load(name)
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def fetch(name: str, *, progress: bool = False) -> Path:
-    """The publisher's file of a source, downloaded unless a copy with the right hash is there.
-
-    A download goes to a temporary file and takes its place only when it is whole and has the
-    published hash: a file that is there is never half overwritten, and nothing partial is left.
-
-    Raises:
-        ValueError: an unknown source, or one that nobody publishes.
-        DataError: no network, a download that breaks off, or a wrong hash.
-    """
+    """The publisher's file of a source, downloaded unless a copy with the right hash is there. A
+    file that is there is never half overwritten, and nothing partial is left. ValueError: an
+    unknown source, or one that nobody publishes. DataError: no network, or not the whole file."""
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     if name not in DOWNLOADS:
@@ -67,10 +51,7 @@ def fetch(name: str, *, progress: bool = False) -> Path:
 
     url, md5, place = DOWNLOADS[name]
     path = paths.data() / place
-    if path.exists() and _md5(path) == md5:
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=path.parent,
                        downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30))
     except (requests.RequestException, OSError) as error:

@@ -1,12 +1,13 @@
 """The embedded data set: distorted characters of many scripts, from a font that matplotlib ships.
 
 A class is a character, a group its alphabet: a Unicode script, split into capitals and small
-letters, or a block of symbols. Look-alikes, such as the Latin, Greek and Cyrillic A, are found by
-comparing renderings; the first one stays. Everything is drawn from a seed; nothing is downloaded.
+letters, or a block of symbols. Of look-alikes, such as the Latin, Greek and Cyrillic A, the first
+one stays. Everything is drawn from a seed; nothing is downloaded.
 """
 
 import hashlib
 import unicodedata
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +65,7 @@ def _master(character: str, font: object) -> NDArray[np.float32] | None:
 
     left, top, right, bottom = font.getbbox(character)  # type: ignore[attr-defined]
     width, height = round(right - left), round(bottom - top)
-    if width <= 0 or height <= 0:
+    if min(width, height) <= 0:
         return None
     image = Image.new("L", (width, height))
     ImageDraw.Draw(image).text((-left, -top), character, fill=255, font=font)  # type: ignore[arg-type]
@@ -100,19 +101,16 @@ def characters() -> Characters:
     from matplotlib.ft2font import FT2Font
     from PIL import ImageFont
 
-    path = _font()
-    font = ImageFont.truetype(str(path), 2 * _FINE * _INK)
-    by_alphabet: dict[str, list[tuple[str, NDArray[np.float32]]]] = {}
-    for code in sorted(FT2Font(str(path)).get_charmap()):
-        alphabet = _alphabet(code)
-        drawing = _master(chr(code), font) if alphabet else None
-        if alphabet and drawing is not None:
-            by_alphabet.setdefault(alphabet, []).append((unicodedata.name(chr(code)), drawing))
-    order = [name for name in (*map(str.lower, _SCRIPTS), *_BLOCKS) if name in by_alphabet]
-    entries = [(group, name, drawing) for group in order for name, drawing in by_alphabet[group]]
+    path = str(_font())
+    font = ImageFont.truetype(path, 2 * _FINE * _INK)
+    entries = [(group, unicodedata.name(chr(code)), drawing)
+               for code in sorted(FT2Font(path).get_charmap()) if (group := _alphabet(code))
+               and (drawing := _master(chr(code), font)) is not None]
+    order = [*map(str.lower, _SCRIPTS), *_BLOCKS]
+    entries.sort(key=lambda entry: order.index(entry[0]))
     drawings = torch.from_numpy(np.stack([drawing for *_, drawing in entries]))
     kept = _distinct(drawings)
-    sizes = {group: sum(entries[i][0] == group for i in kept) for group in order}
+    sizes = Counter(entries[i][0] for i in kept)
     alphabets = [group for group in order if sizes[group] >= _LEAST]
     kept = [i for i in kept if entries[i][0] in alphabets]
     numbers = np.array([alphabets.index(entries[i][0]) for i in kept])
@@ -132,17 +130,11 @@ def _distinct(drawings: torch.Tensor) -> list[int]:
 
 def draw(samples: int = 20, *, seed: int = 0) -> NDArray[np.uint8]:
     """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255 on 0.
-
     Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2), shift (up
     to 2 pixels) and stroke width, and a smooth random displacement of its strokes (standard
-    deviation 0.6 pixels).
-
-    Raises:
-        ValueError: samples below 1, or a seed that is not a whole number >= 0.
-    """
+    deviation 0.6 pixels). ValueError: samples below 1, or a seed that is not whole and >= 0."""
     at_least("samples", samples, 1, "one drawing a character is the least", whole=True)
-    masters = characters().drawings
-    rng = torch_stream(seed, "glyphs")
+    masters, rng = characters().drawings, torch_stream(seed, "glyphs")
     made = [_distorted(masters, rng) for _ in range(samples)]
     return np.asarray(torch.stack(made, dim=1).numpy())
 

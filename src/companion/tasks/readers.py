@@ -1,7 +1,6 @@
-"""Readers of image files: publishers' archives and plain arrays, as images in classes.
+"""Readers of image files under :func:`companion.paths.data`, as images in classes.
 
-Files are looked for under :func:`companion.paths.data`. Nothing is unpickled. What is missing,
-damaged or of another kind ends in a DataError that names the file and the remedy.
+Nothing is unpickled. What is missing or damaged ends in a DataError that names file and remedy.
 """
 
 import tarfile
@@ -34,10 +33,8 @@ _DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error, tarfi
 
 
 class Classes(NamedTuple):
-    """Images by class: ``images[class]`` is [image, channel, height, width] uint8.
-
-    ``group`` [class] numbers a class's alphabet or superclass, whose names are ``group_names``.
-    """
+    """Images by class: ``images[class]`` is [image, channel, height, width] uint8. ``group``
+    [class] numbers a class's alphabet or superclass, whose names are ``group_names``."""
 
     images: Sequence[Bytes]
     group: Sequence[int]
@@ -47,14 +44,12 @@ class Classes(NamedTuple):
 
 def _first(source: str, *candidates: str) -> Path:
     """The first of the files that is there, below the data folder."""
-    root = paths.data()
-    for path in (root / candidate for candidate in candidates):
+    for path in (paths.data() / candidate for candidate in candidates):
         if path.exists():
             return path
-    raise MissingData(
-        f"{source} needs {' or '.join(candidates)} under {root}, got none; fetch it with "
-        f"`companion data {source}`, or name the folder that has it in COMPANION_DATA"
-    )
+    raise MissingData(f"{source} needs {' or '.join(candidates)} under {paths.data()}, got none; "
+                      f"fetch it with `companion data {source}`, or name the folder that has it in "
+                      "COMPANION_DATA")
 
 
 def _need(ok: Any, path: Path, must: str, got: Any, cause: Exception | None = None) -> None:
@@ -91,11 +86,9 @@ def _need_labelled(path: Path, images: NDArray[Any], *labels: NDArray[Any],
 
 
 def omniglot() -> Classes:
-    """Omniglot's background set: 30 alphabets, one channel of 28 x 28, ink 255.
-
-    From omniglot/omniglot_background_32x32.npz (images [n, h, w], alphabet [n], character [n],
-    alphabet_names), or from the publisher's images_background.zip beside it.
-    """
+    """Omniglot's background set: 30 alphabets, one channel of 28 x 28, ink 255. From
+    omniglot/omniglot_background_32x32.npz (images [n, h, w], alphabet [n], character [n],
+    alphabet_names), or from the publisher's images_background.zip beside it."""
     path = _first("omniglot", "omniglot/omniglot_background_32x32.npz",
                   "omniglot/images_background.zip")
     images, alphabet, character, names = (
@@ -128,10 +121,8 @@ def _omniglot_zip(path: Path) -> list[NDArray[Any]]:
 
 
 def cifar(source: str) -> Classes:
-    """CIFAR-100, 600 images of 3 x 32 x 32 a class, for the ``source`` that an error names.
-
-    From a folder cifar100 of one sheet CLASS.webp each, or from the publisher's binary archive.
-    """
+    """CIFAR-100, 600 images of 3 x 32 x 32 a class, for the ``source`` that an error names. From a
+    folder cifar100 of one sheet CLASS.webp each, or from the publisher's binary archive."""
     path = _first(source, "cifar100", "cifar-100-binary.tar.gz")
     images = ([_sheet(path / f"{name}.webp") for name in CIFAR100] if path.is_dir()
               else _cifar_binary(path))
@@ -169,12 +160,9 @@ def _cifar_binary(path: Path) -> list[Bytes]:
 
 
 def mini_imagenet(splits: Sequence[str]) -> Classes:
-    """Files of the user's own, one of each of ``splits``; a class is named SPLIT/LABEL.
-
-    From mini_imagenet/SPLIT.npz: images [n, h, w, 3], of one size in all, and label [n].
-    """
-    images: list[Bytes] = []
-    names: list[str] = []
+    """Files of the user's own, one of each of ``splits``; a class is named SPLIT/LABEL. From
+    mini_imagenet/SPLIT.npz: images [n, h, w, 3], of one size in all, and label [n]."""
+    images, names = list[Bytes](), list[str]()
     for split in splits:
         path = _first("mini_imagenet", f"mini_imagenet/{split}.npz")
         pixels, label = arrays(path, "images", "label")

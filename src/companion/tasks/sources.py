@@ -1,8 +1,4 @@
-"""Images for few-shot tasks, from any source: classes, their groups, and splits of classes.
-
-``glyphs`` is drawn here and needs no file (:mod:`companion.tasks.glyphs`). The others are read from
-files in the formats of :mod:`companion.tasks.readers`.
-"""
+"""Images for few-shot tasks, from any source: classes, their groups, and splits of classes."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +20,10 @@ SPLITS = ("train", "validation", "test")
 
 
 class Source(NamedTuple):
-    """Images in classes, classes in groups, groups of classes in splits.
-
-    ``images`` [image, channel, height, width] uint8, those of a class together, from ``first``
-    [class], ``sizes`` [class] of them. ``group`` [class] is its alphabet or superclass. ``splits``
-    maps "train", "validation", "test" to class numbers; no class is in two.
-    """
+    """Images in classes, classes in groups, groups of classes in splits. ``images`` [image,
+    channel, height, width] uint8, those of a class together, from ``first`` [class], ``sizes``
+    [class] of them. ``group`` [class] is its alphabet or superclass. ``splits`` maps "train",
+    "validation", "test" to class numbers; no class is in two."""
 
     name: str
     images: torch.Tensor
@@ -63,14 +57,10 @@ def _whole_groups(name: str, classes: Classes, *sizes: int) -> Source:
 
 def within_groups(source: Source, shares: tuple[float, float, float] = (0.5, 0.25, 0.25)) -> Source:
     """The source with its classes split anew inside every group, so that all splits see all groups.
-
-    ``shares`` of a group's classes go to the three splits, whole classes each, in an order that the
-    stream of the source's name fixes. Raises ValueError for shares that are not positive or do not
-    add up to 1.
-    """
-    good = len(shares) == 3 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-9
-    require(good, "shares", "be three positive shares that add up to 1", shares,
-            "(0.5, 0.25, 0.25) is usual")
+    ``shares`` of a group's classes, positive and of sum 1, else ValueError, go to the three splits,
+    whole classes each, in an order that the stream of the source's name fixes."""
+    require(len(shares) == 3 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-9, "shares",
+            "be three positive shares that add up to 1", shares, "(0.5, 0.25, 0.25) is usual")
     rng = stream(0, f"sources/{source.name}/within")
     groups, split = source.group.numpy(), np.empty(len(source.group), dtype=object)
     for group in np.unique(groups):
@@ -91,8 +81,7 @@ def _glyphs(samples: int = 20) -> Source:
         parts = [glyphs.draw(samples), alphabet, np.array(characters), np.array(alphabets)]
         buffer = io.BytesIO()
         np.savez(buffer, **dict(zip(Classes._fields, parts, strict=True)))  # type: ignore[arg-type]
-        with suppress(RecordError, OSError):  # a cache that cannot be written is no error
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(RecordError):  # a cache that cannot be written is no error
             write_atomically(path, buffer.getvalue())
     classes = Classes(list(parts[0][:, :, None]), *(part.tolist() for part in parts[1:]))
     count = len(classes.group_names)
@@ -120,16 +109,10 @@ SOURCES: dict[str, Callable[[], Source]] = {
 
 
 def load(name: str) -> Source:
-    """The source of that name: glyphs, omniglot, cifar_fs, fc100 or mini_imagenet.
-
-    Omniglot comes as 28 x 28, one channel, ink 255; the colour sources in their own size. Glyphs
-    and Omniglot are split by alphabet (60 / 15 / 25 %, and 20 / 3 / 7), CIFAR-FS and FC100 as
-    published.
-
-    Raises:
-        ValueError: an unknown name.
-        DataError: a file is missing (MissingData) or damaged; says which, and what to do.
-    """
+    """The source of that name: glyphs, omniglot, cifar_fs, fc100 or mini_imagenet. Glyphs are drawn
+    (see :mod:`companion.tasks.glyphs`), the others read from files. Glyphs and Omniglot are split
+    by alphabet (60/15/25 %, and 20/3/7), CIFAR-FS and FC100 as published. ValueError: an unknown
+    name. DataError: a file is damaged, or missing (MissingData)."""
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     return SOURCES[name]()

@@ -8,6 +8,7 @@ vec(G). A preconditioner P takes one step W = P vec(-G) from W = 0 with the grad
 Derived in book/depth/shallow and book/depth/linear_layers.
 """
 
+import operator
 from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
@@ -36,15 +37,13 @@ def _around(layers: Sequence[Any], identity: Any) -> list[tuple[Any, Any]]:
 
 
 def _updated(layers: Sequence[Any], gradient: Any, alpha: Any, identity: Any) -> Any:
-    moved = [layer - alpha * (above.T @ gradient @ below.T)
-             for layer, (above, below) in zip(layers, _around(layers, identity), strict=True)]
-    return _times(moved, None)
+    return _times([layer - alpha * (above.T @ gradient @ below.T) for layer, (above, below)
+                   in zip(layers, _around(layers, identity), strict=True)], None)
 
 
 def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
-    terms = [above @ above.T @ gradient @ below.T @ below
-             for above, below in _around(layers, identity)]
-    return reduce(lambda a, b: a + b, terms)
+    return reduce(operator.add, (above @ above.T @ gradient @ below.T @ below
+                                 for above, below in _around(layers, identity)))
 
 
 def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
@@ -53,10 +52,7 @@ def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
     The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The
     first matrix is the product of the moved layers less the formula of :func:`deep_update`; the
     second is its derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is
-    the proof, for these sizes.
-
-    Raises:
-        ValueError: fewer than two sizes, or one below 1.
+    the proof, for these sizes. ValueError: fewer than two sizes, or one below 1.
     """
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
     require(len(sizes) >= 2, "sizes", "be two or more", list(sizes), "depth 1 is (d, o)")
@@ -73,8 +69,7 @@ def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
 
 def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
     layers = [real(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
-    require(len(layers) >= 1, "weights", "hold a layer or more", len(layers),
-            "depth 1 is the shallow model")
+    require(len(layers) > 0, "weights", "hold a layer or more", 0, "depth 1 is the shallow model")
     for i, layer in enumerate(layers):
         follows = layer.ndim == 2 and (i == 0 or layer.shape[1] == layers[i - 1].shape[0])
         require(follows and layer.size > 0, f"weights[{i}].shape",
@@ -83,35 +78,27 @@ def _layers(weights: Sequence[ArrayLike]) -> list[Array]:
 
 
 def _gradient(gradient: ArrayLike, layers: Sequence[Array]) -> Array:
-    array, shape = real("gradient", gradient), (layers[-1].shape[0], layers[0].shape[1])
+    array, shape = real("gradient", gradient), (len(layers[-1]), layers[0].shape[1])
     require(array.shape == shape, "gradient.shape", f"be that of the product, {shape}", array.shape,
             "see product")
     return array
 
 
 def product(weights: Sequence[ArrayLike]) -> Array:
-    """The map of a deep linear model, W_L ... W_1 [outputs, inputs], from its layers, inputs first.
-
-    Raises:
-        ValueError: no layer, one that is no matrix, or shapes that do not fit. So below.
-    """
+    """The map of a deep linear model, W_L ... W_1 [outputs, inputs], from its layers, inputs first;
+    ValueError, here and below: no layer, one that is no matrix, or shapes that do not fit."""
     return np.asarray(_times(_layers(weights), None))
 
 
 def deep_update(weights: Sequence[ArrayLike], gradient: ArrayLike, alpha: float) -> Array:
     """The map after one gradient step on every layer, exactly: prod_l (W_l - alpha U_l.T G B_l.T).
-
-    Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G, [outputs,
-    inputs]. Source: derived in book/depth/linear_layers.
-    """
+    Depth 2, W = UB: W - alpha (U U.T G + G B.T B) + alpha^2 G W.T G. ``gradient`` is G [o, d]."""
     layers, alpha = _layers(weights), float(step_size(alpha))
     return np.asarray(_updated(layers, _gradient(gradient, layers), alpha, np.eye))
 
 
 def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Array:
     """What :func:`deep_update` subtracts, per alpha, for small alpha: sum_l U_l U_l.T G B_l.T B_l.
-
-    Source: derived in book/depth/linear_layers.
     """
     layers = _layers(weights)
     return np.asarray(_slope(layers, _gradient(gradient, layers), np.eye))
@@ -119,30 +106,23 @@ def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Arr
 
 def effective_preconditioner(weights: Sequence[ArrayLike]) -> Array:
     """The matrix of :func:`first_order_update` on vec(G): sum_l (U_l U_l.T) kron (B_l.T B_l).
-
     Symmetric, positive semidefinite, [o * d, o * d]. For one output and two layers, y = b.(A.T x),
-    it is ``A A.T + |b|^2 I``.
-    """
+    it is ``A A.T + |b|^2 I``."""
     around = _around(_layers(weights), np.eye)
     return np.asarray(sum(np.kron(above @ above.T, below.T @ below) for above, below in around))
 
 
 def optimal_step(rho: ArrayLike, dim: ArrayLike, support: ArrayLike) -> Array:
-    """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)).
-
-    It minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support``; math.inf gives
-    1 / rho. Arguments are broadcast. Source: derived in book/depth/shallow.
-
-    Raises:
-        ValueError: rho not positive, dim or support below 1.
-    """
+    """The step that minimises the risk after it, for isotropic inputs: m / (rho (m + d + 1)). It
+    minimises rho (1 - eta rho)^2 + (d + 1) eta^2 rho^3 / m, m = ``support`` (math.inf gives 1/rho).
+    Arguments are broadcast. ValueError: rho not positive, dim or support below 1."""
     rho, dim = real("rho", rho), at_least("dim", dim, 1, "there is at least one input", whole=True)
     require(rho > 0, "rho", "be positive", rho, "it is a variance")
     return np.asarray(1 / (rho * (1 + (dim + 1) / support_size(support))))
 
 
 class _Moments(NamedTuple):
-    """Second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
+    """Input covariance; second moments [o, d, o, d] at W = 0: E[W* W*], E[G G], E[W* (-G)]."""
 
     covariance: Array
     tasks: Array
@@ -150,9 +130,8 @@ class _Moments(NamedTuple):
     cross: Array
 
     def matrices(self) -> tuple[Array, Array, Array]:
-        """``tasks``, ``gradients`` and ``cross`` as [o * d, o * d]."""
-        size = self.tasks.shape[0] * self.tasks.shape[1]
-        tasks, gradients, cross = (m.reshape(size, size) for m in self[1:])
+        """The second moments as [o * d, o * d]."""
+        tasks, gradients, cross = (m.reshape(m.shape[0] * m.shape[1], -1) for m in self[1:])
         return tasks, gradients, cross
 
 
@@ -178,7 +157,7 @@ def _moments(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
     return _Moments(covariance, c, gradients, np.einsum("aibj,jl->aibl", c, covariance))
 
 
-def _risk(p: Array, moments: _Moments) -> float:
+def _risk(p: Any, moments: _Moments) -> float:
     tasks, gradients, cross = moments.matrices()
     error = p @ gradients @ p.T - p @ cross.T - cross @ p.T + tasks
     weight = np.kron(np.eye(len(moments.tasks)), moments.covariance)
@@ -189,17 +168,10 @@ def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
                         task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
     """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``.
 
-    The norm is that of I kron S. Source: derived in book/depth/shallow.
-
-    Args:
-        preconditioner: [o * d, o * d].
-        covariance: of the inputs, S, [d, d], positive definite.
-        task_covariance: of vec(W*), C, [o * d, o * d]; [d, d] for one output.
-        support: samples, >= 1, or math.inf.
-        noise: standard deviation of the labels' noise.
-
-    Raises:
-        ValueError: shapes that do not match, or an argument out of range.
+    The norm is that of I kron S. ``preconditioner`` is P [o * d, o * d]; ``covariance`` of the
+    inputs, S [d, d], positive definite; ``task_covariance`` of vec(W*), C [o * d, o * d];
+    ``support`` >= 1 or math.inf; ``noise`` the standard deviation of the labels' noise. ValueError:
+    shapes that do not match, or an argument out of range.
     """
     moments = _moments(covariance, task_covariance, support, noise)
     p, shape = real("preconditioner", preconditioner), moments.matrices()[0].shape
@@ -209,12 +181,9 @@ def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
 
 def best_preconditioner(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                         noise: float = 0.0) -> Array:
-    """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d].
-
-    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1; for one output [(1 + 1/m) S + (tr(S C) +
-    noise^2)/m C^-1]^-1, which tends to S^-1 as m grows. Arguments and errors as there; C may be
-    singular. Source: derived in book/depth/shallow.
-    """
+    """The preconditioner of least :func:`preconditioned_risk`, [o * d, o * d]:
+    P* = E[vec(W*) vec(-G).T] E[vec(G) vec(G).T]^-1, for one output and regular C
+    [(1 + 1/m) S + (tr(S C) + noise^2)/m C^-1]^-1, which tends to S^-1 as m grows."""
     _, gradients, cross = _moments(covariance, task_covariance, support, noise).matrices()
     values = np.linalg.eigvalsh(gradients)
     require(values[0] > len(values) * np.finfo(float).eps * values[-1], "E[vec(G) vec(G).T]",
@@ -228,9 +197,9 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
     """The factors of the best step W = left (-G) right, one Kronecker product: [o, o] and [d, d].
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
-    left factor of the Kronecker product nearest to P*; the better end is returned, with
-    ``|left|^2 = o``. Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and
-    errors as in :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
+    left factor of the Kronecker product nearest to P*; the better end is returned, |left|^2 = o.
+    Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and errors as in
+    :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
     moments = _moments(covariance, task_covariance, support, noise)
@@ -238,13 +207,9 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
     blocks = full.reshape(outputs, d, outputs, d).transpose(0, 2, 1, 3).reshape(outputs**2, d**2)
     nearest = np.linalg.svd(blocks)[0][:, 0].reshape(outputs, outputs)
     ends = [_fit_factors(left, moments) for left in (np.eye(outputs), nearest)]
-    left, right = min(ends, key=lambda pair: _risk(_kron(*pair), moments))
+    left, right = min(ends, key=lambda pair: _risk(np.kron(pair[0], pair[1].T), moments))
     scale = np.sqrt(outputs) / np.linalg.norm(left) * (1 if np.trace(left) >= 0 else -1)
     return left * scale, right / scale
-
-
-def _kron(left: Array, right: Array) -> Array:
-    return np.asarray(np.kron(left, right.T))
 
 
 def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
@@ -257,7 +222,7 @@ def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
         seen = right @ covariance @ right.T
         cross = np.einsum("ajbk,jl,kl->ab", crossed, covariance, right)
         left = np.linalg.solve(np.einsum("aibk,ik->ab", gradients, seen), cross.T).T
-        now = _risk(_kron(left, right), moments)
+        now = _risk(np.kron(left, right.T), moments)
         if before - now <= _SETTLED * abs(now):
             break
         before = now
@@ -266,13 +231,10 @@ def _fit_factors(left: Array, moments: _Moments) -> tuple[Array, Array]:
 
 def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float, support: float,
                  noise: float = 0.0, *, steps: int = 1) -> float:
-    """The least excess risk of a shallow linear model after ``steps`` steps of size alpha.
-
-    It starts from the tasks' mean, for nothing else can be learned: the sum over outputs of
-    tr(Q C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`. Fresh
-    samples in every step. Arguments as in :func:`preconditioned_risk`. Source: derived in
-    book/depth/shallow.
-    """
+    """The least excess risk of a shallow linear model after ``steps`` steps of size alpha. It
+    starts from the tasks' mean, for nothing else can be learned: the sum over outputs of tr(Q
+    C_aa)/2 and of the noise term, Q of :func:`companion.theory.gaussian.q_matrix`, with fresh
+    samples in every step. Arguments as in :func:`preconditioned_risk`."""
     covariance, tasks, *_ = _moments(covariance, task_covariance, support, noise)
     q = q_matrix(covariance, alpha, support, steps=steps)
     noisy = len(tasks) * noise_risk(covariance, alpha, support, noise, steps=steps)
@@ -281,12 +243,9 @@ def shallow_risk(covariance: ArrayLike, task_covariance: ArrayLike, alpha: float
 
 def best_shallow_step(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
                       noise: float = 0.0) -> float:
-    """The inner step of least :func:`shallow_risk` for one step.
-
-    For one output tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m], which is
-    :func:`optimal_step` where S and C are isotropic. Arguments as in :func:`preconditioned_risk`.
-    Source: derived in book/depth/shallow.
-    """
+    """The inner step of least :func:`shallow_risk` for one step, arguments as there. For one output
+    tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m], which is :func:`optimal_step`
+    where S and C are isotropic."""
     covariance, _, gradients, cross = _moments(covariance, task_covariance, support, noise)
     top, bottom = (np.einsum("aial,il->", moment, covariance) for moment in (cross, gradients))
     return float(top / bottom)

@@ -3,7 +3,7 @@ r"""Linear regression tasks with Gaussian inputs: moments, Q matrices, minimiser
 A task is x ~ N(0, S), y = x.w* + z, z ~ N(0, noise**2). Adaptation takes ``steps`` steps of
 gradient descent on the squared loss, each on a fresh batch of ``support`` samples:
 w+ = w - alpha S_hat (w - w*) + (alpha/support) X.z. The excess risk is the mean over tasks and
-batches of (w+ - w*).S (w+ - w*)/2. Derived in book/landscape/setting.
+batches of (w+ - w*).S (w+ - w*)/2. Derived in book/landscape/setting and book/landscape/gap.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,23 +31,18 @@ def pairings(items: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 
 def wick(covariance: sp.Matrix, indices: Sequence[int]) -> sp.Expr:
     """The moment E[x_i x_j ...] of x ~ N(0, covariance), i, j, ... = ``indices``, which may repeat.
-
     It is the sum over pairings of products of covariances; an odd number of indices gives 0.
-    Source: Isserlis (1918), Wick (1950).
-    """
+    Source: Isserlis (1918), Wick (1950)."""
     if len(indices) % 2:
         return sp.Integer(0)
-    slots = range(len(indices))
     return sp.Add(*(sp.Mul(*(covariance[indices[a], indices[b]] for a, b in pairs))
-                    for pairs in pairings(slots)))
+                    for pairs in pairings(range(len(indices)))))
 
 
 def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.Expr) -> sp.Matrix:
-    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat = X.T X / m of m samples.
-
-    Of the m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and
-    x_t are independent. ``inverse_support`` is 1/m. Derived in book/landscape/setting.
-    """
+    """E[S_hat M S_hat] entry by entry from Wick's theorem, S_hat = X.T X / m of m samples. Of the
+    m**2 pairs of samples (s, t), m have s = t and need a fourth moment; for the rest x_s and x_t
+    are independent. ``inverse_support`` is 1/m."""
     d = covariance.rows
 
     def entry(a: int, b: int) -> sp.Expr:
@@ -61,11 +56,9 @@ def gram_sandwich(covariance: sp.Matrix, middle: sp.Matrix, inverse_support: sp.
 
 @cache
 def proofs() -> dict[str, bool]:
-    """Theorems of book/landscape, gone through by SymPy: name -> whether it went through.
-
-    ``step``: Q from Wick's theorem, any covariance (in two dimensions). ``gap``: F(w) - F(w_MAML)
-    is half the squared distance in E[Q] for every w, two tasks of any Q and optima.
-    """
+    """Theorems of book/landscape, gone through by SymPy: name -> whether it went through. ``step``:
+    Q from Wick's theorem, any covariance (in two dimensions). ``gap``: F(w) - F(w_MAML) is half the
+    squared distance in E[Q] for every w, two tasks of any Q and optima."""
     alpha, u = sp.symbols("alpha u", positive=True)
 
     def symmetric(name: str) -> sp.Matrix:
@@ -88,9 +81,8 @@ def proofs() -> dict[str, bool]:
 def check_covariance(name: str, value: ArrayLike) -> Array:
     """``value`` as float64 [..., d, d]; ValueError unless symmetric and positive semidefinite."""
     array = real(name, value)
-    square = array.ndim >= 2 and array.shape[-1] == array.shape[-2] > 0
-    require(square, f"{name}.shape", "be [..., d, d]", array.shape,
-            "stack one square matrix per task")
+    require(array.ndim >= 2 and array.shape[-1] == array.shape[-2] > 0, f"{name}.shape",
+            "be [..., d, d]", array.shape, "stack one square matrix per task")
     scale = np.abs(array).max(axis=(-1, -2))
     skew = np.abs(array - array.swapaxes(-1, -2)).max(axis=(-1, -2))
     require(skew <= _SLACK * scale, name, "be symmetric: its largest |S - S.T| must be 0", skew,
@@ -102,27 +94,21 @@ def check_covariance(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def _after_one_step(matrix: Array, covariance: Array, alpha: Array,
-                    inverse_support: Array) -> Array:
-    """T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], a sum of positive semidefinite terms."""
-    shrink = np.eye(covariance.shape[-1]) - alpha * covariance
-    trace = np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None]
-    spread = covariance @ matrix @ covariance + trace * covariance
-    return np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
-
-
 def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike,
             steps: int) -> Iterator[Array]:
-    """S, T(S), ..., T^steps(S), after checking the arguments."""
+    """S, T(S), ..., T^steps(S), T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)]; each of the two
+    terms of T is positive semidefinite."""
     covariance = check_covariance("covariance", covariance)
     alpha = step_size(alpha)[..., None, None]
     inverse_support = 1 / support_size(support)[..., None, None]
     count = step_count(steps)
     require(count.ndim == 0, "steps", "be one number", steps, "call once per number of steps")
-    matrix = covariance
+    matrix, shrink = covariance, np.eye(covariance.shape[-1]) - alpha * covariance
     yield matrix
     for _ in range(int(count)):
-        matrix = _after_one_step(matrix, covariance, alpha, inverse_support)
+        trace = np.einsum("...ij,...ji->...", covariance, matrix)[..., None, None]
+        spread = covariance @ matrix @ covariance + trace * covariance
+        matrix = np.asarray(shrink @ matrix @ shrink + alpha**2 * inverse_support * spread)
         yield matrix
 
 
@@ -134,19 +120,8 @@ def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,
     Q = (I - aS) S (I - aS) + (a^2/m)(tr(S^2) S + S^3). For k steps, each with a fresh batch,
     Q = T^k(S), T(M) = (I - aS) M (I - aS) + (a^2/m)(S M S + tr(S M) S).
 
-    Args:
-        covariance: [..., d, d], symmetric, positive semidefinite.
-        alpha: inner step, >= 0; broadcast with the leading axes.
-        support: samples per step, >= 1, or math.inf for the full batch; broadcast likewise.
-        steps: inner steps, >= 0.
-
-    Returns:
-        [..., d, d].
-
-    Raises:
-        ValueError: an argument out of range, or a covariance that is none.
-
-    Source: derived in book/landscape/setting.
+    S and Q are [..., d, d]; alpha >= 0 and support >= 1, math.inf for the full batch, are broadcast
+    with the leading axes. ValueError: an argument out of range, or a covariance that is none.
     """
     *_, last = _powers(covariance, alpha, support, steps)
     return last
@@ -154,12 +129,9 @@ def q_matrix(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, *,
 
 def noise_risk(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, noise: ArrayLike = 0.0,
                *, steps: int = 1) -> Array:
-    """What label noise adds to a task's excess risk in the inner steps, whatever w: shape [...].
-
-    One step: (a^2 s^2 / 2m) tr(S^2), s = noise. k steps, each with a fresh batch: (a^2 s^2 / 2m)
-    sum_{j<k} tr(S T^j(S)). Arguments as in :func:`q_matrix`; ``noise`` is the standard deviation of
-    the labels' noise. Source: derived in book/landscape/setting.
-    """
+    """What label noise adds to a task's excess risk in the inner steps, whatever w: shape [...]. k
+    steps, each with a fresh batch, add (a^2 s^2 / 2m) sum_{j<k} tr(S T^j(S)), s = ``noise``, the
+    standard deviation of the labels' noise; the other arguments are those of :func:`q_matrix`."""
     sigma = at_least("noise", noise, 0, "noise is a standard deviation")
     powers = list(_powers(covariance, alpha, support, steps))
     traces = sum((np.einsum("...ij,...ji->...", powers[0], power) for power in powers[:-1]),
@@ -187,11 +159,8 @@ def _check_tasks(covariances: ArrayLike, optima: ArrayLike,
 
 
 def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = "E[M]") -> Array:
-    """The minimiser of E (w - w*).M (w - w*), E[M]^-1 E[M w*]: [t, d, d], [t, d], [t] -> [d].
-
-    Raises:
-        ValueError: E[M] is singular.
-    """
+    """The minimiser of E (w - w*).M (w - w*), E[M]^-1 E[M w*]: [t, d, d], [t, d], [t] -> [d];
+    ValueError where E[M] is singular."""
     mean = np.einsum("t,tij->ij", weights, matrices)
     eigenvalues = np.linalg.eigvalsh(mean)
     require(eigenvalues[0] > len(mean) * np.finfo(float).eps * eigenvalues[-1],
@@ -204,49 +173,32 @@ def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = 
 def minimiser_nal(covariances: ArrayLike, optima: ArrayLike,
                   weights: ArrayLike | None = None) -> Array:
     """What plain training without adaptation (NAL) learns: w_NAL = E[S]^-1 E[S w*]. Shape [d].
-
-    Args:
-        covariances: [task, d, d].
-        optima: [task, d].
-        weights: [task], non-negative, normalised inside; equal by default.
-
-    Raises:
-        ValueError: shapes that do not match, weights out of range, a singular E[S].
-
-    Source: derived in book/landscape/gap.
-    """
-    covariances, optima, weights = _check_tasks(covariances, optima, weights)
-    return weighted_centre(covariances, optima, weights, "E[Sigma]")
+    ``covariances`` are [task, d, d], ``optima`` [task, d], ``weights`` [task] >= 0, normalised.
+    ValueError: shapes that do not match, weights out of range, a singular E[S]."""
+    return weighted_centre(*_check_tasks(covariances, optima, weights), "E[Sigma]")
 
 
 def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, support: ArrayLike,
                    weights: ArrayLike | None = None, *, steps: int = 1) -> Array:
-    """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d].
-
-    Arguments as in :func:`minimiser_nal` and :func:`q_matrix`; raises as they do, and for a
-    singular E[Q]. Source: derived in book/landscape/gap.
-    """
+    """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d]. Arguments and
+    errors as in :func:`minimiser_nal` and :func:`q_matrix`."""
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
-    return weighted_centre(q_matrix(covariances, alpha, support, steps=steps), optima, weights,
-                           "E[Q]")
+    q = q_matrix(covariances, alpha, support, steps=steps)
+    return weighted_centre(q, optima, weights, "E[Q]")
 
 
 def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike,
                 support: ArrayLike, weights: ArrayLike | None = None, noise: ArrayLike = 0.0, *,
                 steps: int = 1) -> Array:
-    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + :func:`noise_risk`.
-
-    ``w`` is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess
-    risk without adaptation. The other arguments are those of :func:`minimiser_maml`. Source:
-    derived in book/landscape/setting.
-    """
+    """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + :func:`noise_risk`. ``w``
+    is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess risk
+    without adaptation. The other arguments are those of :func:`minimiser_maml`."""
     covariances, optima, weights = _check_tasks(covariances, optima, weights)
-    w = real("w", w)
-    d = optima.shape[1]
+    w, d = real("w", w), optima.shape[1]
     require(w.ndim >= 1 and w.shape[-1] == d, "w.shape", f"end in d = {d}", w.shape,
             "give one entry per input")
     q = q_matrix(covariances, alpha, support, steps=steps)
     error = w[..., None, :] - optima
     risks = np.einsum("...ti,tij,...tj->...t", error, q, error) / 2
-    risks = risks + noise_risk(covariances, alpha, support, noise, steps=steps)
-    return np.asarray(risks @ weights)
+    return np.asarray((risks + noise_risk(covariances, alpha, support, noise, steps=steps))
+                      @ weights)

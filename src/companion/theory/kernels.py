@@ -36,9 +36,8 @@ def _angles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return torch.acos(cosine), (1 - cosine.square()).sqrt()
 
 
-# Autograd through acos gives NaN at the angle 0, where student = teacher. The two functions below
-# carry the closed forms instead, for rho = 1: of the kernel's gradient, and of that gradient's own
-# derivative.
+# Autograd through acos gives NaN at the angle 0, where student = teacher. Here are the closed forms
+# for rho = 1: of the kernel's gradient, and of that gradient's own derivative.
 
 
 class _Gradient(torch.autograd.Function):
@@ -103,11 +102,7 @@ _gradient: Callable[..., torch.Tensor] = _Gradient.apply
 _arc_cosine: Callable[..., torch.Tensor] = _ArcCosine.apply
 
 
-def _relu(a: torch.Tensor, b: torch.Tensor, rho: torch.Tensor | float) -> torch.Tensor:
-    return rho * _arc_cosine(a, b)
-
-
-KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": _relu}
+KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": lambda a, b, rho: rho * _arc_cosine(a, b)}
 
 
 def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> None:
@@ -115,8 +110,8 @@ def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> Non
         raise ValueError(f"activation must have a closed form, {' or '.join(KERNELS)}, got "
                          f"{activation!r}; draw samples")
     for name, side in (("student", student), ("teacher", teacher)):
-        good = side.ndim == 2 and side.dtype.is_floating_point
-        if not good or side.shape[-1] != student.shape[-1]:
+        if not (side.ndim == 2 and side.dtype.is_floating_point
+                and side.shape[-1] == student.shape[-1]):
             raise ValueError(f"{name} must be a float tensor [hidden, dim] with the other's dim, "
                              f"got {side.dtype} {tuple(side.shape)}; batch with torch.func.vmap")
 
@@ -125,37 +120,21 @@ def population_loss(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Ten
                     activation: str) -> torch.Tensor:
     """E (f(W; x) - f(T; x))^2 / 2 over x ~ N(0, rho I), exactly.
 
-    (1/2)(sum K(w_i, w_j) - 2 sum K(w_i, t_l) + sum K(t_l, t_n)). Twice differentiable everywhere
-    but at a zero row of a ReLU network, where the loss itself has a kink and the derivative along
-    that row is taken as 0.
-
-    Args:
-        student: W, [k, d].
-        teacher: T, [k', d]; k' may differ from k.
-        rho: variance of every input, a number or a scalar tensor > 0.
-        activation: "erf" (of u / sqrt 2) or "relu".
-
-    Returns:
-        A scalar, in squared units of the output; 0 where the two networks are one function.
-
-    Raises:
-        ValueError: an activation without a closed form; shapes that do not match.
-
-    Source: kernels as in the module's head; checked in book/landscape/two_layer.
+    (1/2)(sum K(w_i, w_j) - 2 sum K(w_i, t_l) + sum K(t_l, t_n)) for W = ``student`` [k, d],
+    T = ``teacher`` [k', d] and ``activation`` "erf" or "relu". Twice differentiable but at a zero
+    row of a ReLU network, where the loss has a kink and the derivative along that row is taken as
+    0. ValueError: an activation without a closed form; shapes that do not match.
     """
     _check(student, teacher, activation)
-    kernel = KERNELS[activation]
     pairs = (student, student), (student, teacher), (teacher, teacher)
-    squared, cross, target = (kernel(a, b, rho).sum() for a, b in pairs)
+    squared, cross, target = (KERNELS[activation](a, b, rho).sum() for a, b in pairs)
     return (squared - 2 * cross + target) / 2
 
 
 def hessian(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float,
             activation: str) -> torch.Tensor:
-    """The Hessian of :func:`population_loss` in the student's weights, row by row, [kd, kd].
-
-    At student = teacher it is E[phi phi^T], phi = df/dW.
-    """
+    """The Hessian of :func:`population_loss` in the student's weights, row by row, [kd, kd]; at
+    student = teacher it is E[phi phi^T], phi = df/dW."""
 
     def loss(flat: torch.Tensor) -> torch.Tensor:
         return population_loss(flat.reshape(student.shape), teacher, rho, activation)

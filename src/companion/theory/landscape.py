@@ -20,11 +20,8 @@ from companion.checks import Array, at_least, real, require, step_count, step_si
 
 
 def contraction(rho: Any, alpha: Any, dim: Any, inverse_support: Any) -> Any:
-    """The factor of the mean squared error in one step: c = (1 - a rho)^2 + (d + 1) a^2 rho^2 / m.
-
-    It is the T of :func:`companion.theory.gaussian.q_matrix` on multiples of I. Works on numbers
-    and symbols. Source: derived in book/landscape/gap.
-    """
+    """The factor of the mean squared error in one step: c = (1 - a rho)^2 + (d + 1) a^2 rho^2 / m,
+    the T of :func:`companion.theory.gaussian.q_matrix` on multiples of I; numbers or symbols."""
     return (1 - alpha * rho) ** 2 + (dim + 1) * inverse_support * (alpha * rho) ** 2
 
 
@@ -43,40 +40,22 @@ def _one_minus_power(base: Array, steps: Array) -> Array:
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """An easy/hard mixture of isotropic linear regressions, and the exact risks of NAL and MAML.
-
     Every field is a number or an array; all are broadcast together, and so is every result.
+    ValueError: a field out of range, NaN, or shapes that do not broadcast. The setting is that of
+    paper L, abstract."""
 
-    Args:
-        rho_easy: input variance of easy tasks, > 0: a step contracts by 1 - alpha rho.
-        rho_hard: the same of hard tasks. Either group may in fact be the harder.
-        dim: d, the number of inputs, whole, >= 1.
-        support: m, samples per inner step, >= 1; ``math.inf`` is the full batch.
-        alpha: inner step, >= 0, finite; 0 (no adaptation) and values beyond 2/rho are allowed.
-        hard_fraction: p, the probability of a hard task, in [0, 1].
-        distance: R, between the centres, >= 0.
-        var_easy: v_E = E|w* - c_E|^2, the total variance of the easy optima, >= 0.
-        var_hard: v_H, the same of the hard optima.
-        noise: sigma, the standard deviation of the labels' noise, >= 0.
-        steps: k, inner steps, each on a fresh batch of m samples, whole, >= 0.
-
-    Raises:
-        ValueError: a field out of range, NaN, or shapes that do not broadcast.
-
-    Source: derived in book/landscape/gap; the setting is that of paper L, abstract.
-    """
-
-    rho_easy: ArrayLike
-    rho_hard: ArrayLike
-    dim: ArrayLike
-    support: ArrayLike
-    alpha: ArrayLike
+    rho_easy: ArrayLike  # input variance of easy tasks, > 0
+    rho_hard: ArrayLike  # the same of hard tasks; either group may in fact be the harder
+    dim: ArrayLike  # d, the number of inputs, whole, >= 1
+    support: ArrayLike  # m, samples per inner step, >= 1; math.inf is the full batch
+    alpha: ArrayLike  # inner step, >= 0; 0 (no adaptation) and values beyond 2/rho are allowed
     _: KW_ONLY
-    hard_fraction: ArrayLike = 0.5
-    distance: ArrayLike = 1.0
-    var_easy: ArrayLike = 0.0
-    var_hard: ArrayLike = 0.0
-    noise: ArrayLike = 0.0
-    steps: ArrayLike = 1
+    hard_fraction: ArrayLike = 0.5  # p, the probability of a hard task, in [0, 1]
+    distance: ArrayLike = 1.0  # R, between the centres, >= 0
+    var_easy: ArrayLike = 0.0  # v_E = E|w* - c_E|^2, the total variance of the easy optima, >= 0
+    var_hard: ArrayLike = 0.0  # v_H, the same of the hard optima
+    noise: ArrayLike = 0.0  # sigma, the standard deviation of the labels' noise, >= 0
+    steps: ArrayLike = 1  # k, inner steps, each on a fresh batch of m samples, whole, >= 0
 
     def __post_init__(self) -> None:
         for name in ("rho_easy", "rho_hard"):
@@ -88,11 +67,10 @@ class Mixture:
         fraction = real("hard_fraction", self.hard_fraction)
         require((fraction >= 0) & (fraction <= 1), "hard_fraction", "lie in [0, 1]", fraction,
                 "it is the probability of a hard task")
-        for name, remedy in (("distance", "it is the distance of the two centres"),
-                             ("var_easy", "it is a variance, E|w* - c|^2"),
-                             ("var_hard", "it is a variance, E|w* - c|^2"),
-                             ("noise", "noise is a standard deviation")):
-            at_least(name, getattr(self, name), 0, remedy)
+        at_least("distance", self.distance, 0, "it is the distance of the two centres")
+        at_least("var_easy", self.var_easy, 0, "it is a variance, E|w* - c|^2")
+        at_least("var_hard", self.var_hard, 0, "it is a variance, E|w* - c|^2")
+        at_least("noise", self.noise, 0, "noise is a standard deviation")
         step_count(self.steps)
         shapes = {field.name: np.shape(getattr(self, field.name)) for field in fields(self)}
         try:
@@ -101,9 +79,8 @@ class Mixture:
             raise ValueError(f"fields must broadcast together, got {shapes}; add axes of length 1"
                              ) from error
         with np.errstate(over="ignore", invalid="ignore"):
-            grown = self._shared.scale
-        require(np.isfinite(grown), "c^steps", "be finite", grown,
-                "this alpha diverges: take fewer or smaller steps")
+            require(np.isfinite(self._shared.scale), "c^steps", "be finite", self._shared.scale,
+                    "this alpha diverges: take fewer or smaller steps")
 
     def _out(self, value: Array) -> Array:
         """``value`` in the common shape of the fields and itself; where that is (), a scalar."""
@@ -155,8 +132,7 @@ class Mixture:
 
     @cached_property
     def _scaled_gap(self) -> Array:
-        f, shared = self._fields, self._shared
-        p = f.hard_fraction
+        f, shared, p = self._fields, self._shared, self._fields.hard_fraction
         root = p * (1 - p) * shared.cross * f.distance / ((1 - p) * f.rho_easy + p * f.rho_hard)
         return _safe_ratio(root**2, shared.easy + shared.hard, 0.0) / 2
 
@@ -169,19 +145,15 @@ class Mixture:
 
     @cached_property
     def weight_maml(self) -> Array:
-        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k.
-
-        NAL's weight where no error is left.
-        """
+        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; NAL's weight where no
+        error is left."""
         shared = self._shared
         return self._out(_safe_ratio(shared.easy, shared.easy + shared.hard, self.weight_nal))
 
     def risk(self, weight: ArrayLike) -> Array:
         """The excess risk after adapting from lambda c_E + (1 - lambda) c_H, lambda = ``weight``.
-
         [(1-p) a_E (v_E + (1-lambda)^2 R^2) + p a_H (v_H + lambda^2 R^2)] / 2 + noise term, in
-        squared units of y. ``weight`` may be any real number and is broadcast with the fields.
-        """
+        squared units of y. ``weight`` may be any real number and is broadcast with the fields."""
         scaled = self._scaled_risk(real("weight", weight))
         return self._out(self._shared.scale * scaled + self._noise)
 
@@ -204,8 +176,7 @@ class Mixture:
     def ratio(self) -> Array:
         """risk_nal / risk_maml >= 1; inf where only risk_maml is 0, and 1 where both are."""
         gap = self._scaled_gap
-        # 0/0 and x/0 where scale underflows
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # scale may underflow
             noise = np.where(self._noise == 0, 0.0, self._noise / self._shared.scale)
             risk = self._scaled_risk(self.weight_maml) + noise
             return self._out(1 + _safe_ratio(gap, risk, np.where(gap > 0, np.inf, 0.0)))
@@ -218,15 +189,10 @@ class Mixture:
 
 
 def best_step(mixture: Mixture, method: str) -> float:
-    """The inner step at which ``method``, "nal" or "maml", has its least risk.
-
-    NAL's minimiser does not depend on the step, MAML's is learned anew for each; ``mixture.alpha``
-    is not used. Both risks are rational in alpha: all critical points are roots of a polynomial,
-    and the best of those > 0 and of 0 is returned. Source: derived in book/landscape/gap.
-
-    Raises:
-        ValueError: another method, or a mixture with array fields.
-    """
+    """The inner step at which ``method``, "nal" or "maml", has its least risk. NAL's minimiser does
+    not depend on the step, MAML's is learned anew for each; ``mixture.alpha`` is not used. Both
+    risks are rational in alpha: all critical points are roots of a polynomial, and the best of
+    those > 0 and of 0 is returned. ValueError for a mixture with array fields."""
     if method not in ("nal", "maml"):
         raise ValueError(f'method must be "nal" or "maml", got {method!r}; name one of the two')
     require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays",
@@ -255,6 +221,6 @@ def best_step(mixture: Mixture, method: str) -> float:
         slope = slope + f.distance**2 / 2 * (product.deriv() * whole - product * whole.deriv())
     roots = slope.trim().roots()
     real_roots = roots.real[(np.abs(roots.imag) < 1e-6 * (1 + np.abs(roots))) & (roots.real > 0)]
-    candidates = np.concatenate([[0.0], real_roots])
+    candidates = np.append(0.0, real_roots)
     there = replace(mixture, alpha=candidates)
     return float(candidates[np.argmin(there.risk_nal if method == "nal" else there.risk_maml)])

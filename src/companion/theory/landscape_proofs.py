@@ -15,22 +15,19 @@ from companion.theory.signs import proved_sign
 @cache
 def symbols() -> SimpleNamespace:
     """The symbols of the derivation. ``u`` is 1/m, so that u = 0 is the full batch."""
-    positive = "rho_E rho_H R v_E v_H alpha sigma a_E a_H d"
-    names = {name: sp.Symbol(name, positive=True) for name in positive.split()}
-    names |= {name: sp.Symbol(name, nonnegative=True) for name in ("p", "u")}
-    names["lam"] = sp.Symbol("lambda", real=True)
-    names["k"] = sp.Symbol("k", integer=True, positive=True)
-    return SimpleNamespace(**names)
+    names = ("rho_E", "rho_H", "R", "v_E", "v_H", "alpha", "sigma", "a_E", "a_H", "d")
+    return SimpleNamespace(**{name: sp.Symbol(name, positive=True) for name in names},
+                           p=sp.Symbol("p", nonnegative=True), u=sp.Symbol("u", nonnegative=True),
+                           lam=sp.Symbol("lambda", real=True),
+                           k=sp.Symbol("k", integer=True, positive=True))
 
 
 @cache
 def derive() -> SimpleNamespace:
     """The closed forms in :func:`symbols`; ``a_E``, ``a_H`` stand for rho c^k of each group.
-
     Fields: ``leftover_easy``, ``leftover_hard`` (rho c^k), ``noise`` (the risk that label noise
-    adds), ``risk`` (of the weight lambda), ``weight_maml`` (its minimiser), ``weight_nal``
-    and ``gap``.
-    """
+    adds), ``risk`` (of the weight lambda), ``weight_maml`` (its minimiser), ``weight_nal`` and
+    ``gap``."""
     s = symbols()
     c_easy, c_hard = (contraction(rho, s.alpha, s.d, s.u) for rho in (s.rho_E, s.rho_H))
 
@@ -46,8 +43,7 @@ def derive() -> SimpleNamespace:
         leftover_easy=s.rho_E * c_easy**s.k, leftover_hard=s.rho_H * c_hard**s.k,
         noise=(1 - s.p) * noise(s.rho_E, c_easy) + s.p * noise(s.rho_H, c_hard), risk=risk,
         weight_maml=weight_maml, weight_nal=weight_nal,
-        gap=sp.factor(risk.subs(s.lam, weight_nal) - risk.subs(s.lam, weight_maml)),
-    )
+        gap=sp.factor(risk.subs(s.lam, weight_nal) - risk.subs(s.lam, weight_maml)))
 
 
 @cache

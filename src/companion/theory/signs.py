@@ -8,22 +8,15 @@ def _all_coefficients_positive(factor: sp.Expr) -> bool:
     symbols = sorted(factor.free_symbols, key=str)
     if not symbols:
         return bool(factor > 0)
-    if not all(symbol.is_positive for symbol in symbols):
-        return False
-    return all(coefficient > 0 for coefficient in sp.Poly(factor, *symbols).coeffs())
+    return (all(symbol.is_positive for symbol in symbols)
+            and all(coefficient > 0 for coefficient in sp.Poly(factor, *symbols).coeffs()))
 
 
 def proved_sign(expression: sp.Expr) -> int:
     """The sign of a rational ``expression`` over positive symbols, where factoring shows it.
-
     Numerator and denominator are factored. A factor of even power counts as a square; any other
-    must be, up to its sign, a sum of positive terms. Returns 1 for positive, -1 for negative, 0 for
-    the zero expression; with a square among the factors the sign is weak (the expression may also
-    vanish).
-
-    Raises:
-        ValueError: a factor whose sign this does not show; the expression may still have one.
-    """
+    must be, up to its sign, a sum of positive terms, else ValueError. Returns 1, -1, or 0 for the
+    zero expression; with a square among the factors the expression may also vanish."""
     sign = 1
     for part in sp.fraction(sp.cancel(sp.together(expression))):
         coefficient, factors = sp.factor_list(part)
