@@ -13,6 +13,7 @@ from companion import nets, tables
 from companion.checks import Array
 from companion.experiment import Experiment, rounded
 from companion.fleets import Budget, Model, train
+from companion.measures.kronecker import cosine, fit_kronecker
 from companion.meta_optimizers import Params
 from companion.nets import Net
 from companion.records import Point, Record, Row
@@ -85,26 +86,6 @@ def bottom_gradients(config: Config, fleet: Fleet, activation: str, params: Para
     normal = fleet.draw(fleet, purpose, config.pairs, 0)(0)
     sides = vmap(vmap(both, in_dims=(None, 0, None)))(params, normal, *fleet.settings)
     return tuple(np.stack([side[name].cpu().numpy() for name in names]) for side in sides)
-
-
-def fit_kronecker(inputs: Array, targets: Array, rounds: int = 60) -> tuple[Array, Array]:
-    """The factors (left, right) of least sum over tasks of ``|left G right - target|^2``, [task, n,
-    m] each: an external optimizer, fitted by least squares for one factor after the other."""
-    left, right = np.eye(inputs.shape[1]), np.eye(inputs.shape[2])
-    for _ in range(rounds):
-        moved = left @ inputs
-        gram, cross = (np.einsum("tai,taj->ij", moved, side) for side in (moved, targets))
-        right = np.linalg.pinv(gram) @ cross
-        moved = inputs @ right
-        gram, cross = (np.einsum("tai,tbi->ab", side, moved) for side in (moved, targets))
-        left = cross @ np.linalg.pinv(gram)
-    return left, right
-
-
-def cosine(a: Array, b: Array) -> float:
-    """The mean over tasks of the cosine between two gradients, [task, n, m]."""
-    sizes = np.sqrt(np.square(a).sum((1, 2)) * np.square(b).sum((1, 2)))
-    return float((np.einsum("tij,tij->t", a, b) / np.where(sizes > 0, sizes, 1)).mean())
 
 
 def compare(config: Config, fleet: Fleet, activation: str, params: Params) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Config:
 
 PROFILES = {
     "quick": Config(isotropic=((5, 3, 1.0), (10, 5, 1.0)), spread=(20,), seeds=6,
-                    budget=Budget(steps=500, tasks=50, rate=0.01)),
+                    budget=replace(Config.budget, steps=500, tasks=50)),
     "full": Config(),
 }
 
@@ -63,11 +63,9 @@ def points(config: Config) -> list[Point]:
 def fleet_of(config: Config, point: Point, device: str = "cpu") -> Fleet:
     """A run for every seed; the inner rate is ``alpha``, relative to the largest curvature where
     inputs are spread."""
-    if point["rho"] is None:
-        scales, alpha = spread(config.dim, config.least, config.most), point["alpha"]
-    else:
-        scales = (math.sqrt(point["rho"]),) * point["dim"]
-        alpha = point["alpha"] * point["rho"]
+    scales, alpha = spread(config.dim, config.least, config.most), point["alpha"]
+    if point["rho"] is not None:
+        scales, alpha = (math.sqrt(point["rho"]),) * point["dim"], alpha * point["rho"]
     return readout_fleet("regression", [{"scales": scales, "alpha": alpha}], range(config.seeds),
                          support=point["support"], device=device)
 

@@ -1,7 +1,7 @@
 """Linear layers added at the output, multiplied out, and frozen (paper D, claim D2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import pandas as pd
 
 from companion import nets, tables
 from companion.experiment import Experiment, rows_of, unless_diverged
-from companion.experiments.collapse import COLLAPSED, collapsed
 from companion.fleets import CAP, Budget, Model, scores, train
+from companion.measures.collapse import COLLAPSED, collapsed
 from companion.records import Point, Record, Row
 from companion.tasks import Fleet
 from companion.tasks.readouts import readout_fleet, spread
@@ -43,7 +43,7 @@ class Config:
 
 PROFILES = {"quick": Config(
     added=(0, 1, 2), widths=(10, 2), alphas=(0.2,), seeds=5, frozen_layers=1,
-    budget=Budget(steps=250, tasks=20, rate=0.02, query=50, test_tasks=200, test_query=100)),
+    budget=replace(Config.budget, steps=250, test_tasks=200)),
     "full": Config()}
 
 

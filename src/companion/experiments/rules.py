@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -51,8 +51,7 @@ class Config:
 
 PROFILES = {
     "quick": Config(kinds=(("regression", (1, 3)),), seeds=5,
-                    budget=Budget(steps=200, tasks=20, rate=0.04, query=50, test_tasks=200,
-                                  test_query=50)),
+                    budget=replace(Config.budget, steps=200, test_tasks=200)),
     "full": Config(),
 }
 

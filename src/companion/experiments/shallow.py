@@ -1,7 +1,7 @@
 """Shallow and deep linear models on tasks that a shallow one solves (paper D, claim D1)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -37,8 +37,7 @@ class Config:
 
 PROFILES = {
     "quick": Config(alphas=((1, (0.1, 1.0)),), seeds=6,
-                    budget=Budget(steps=300, tasks=20, rate=0.02, query=50, test_tasks=200,
-                                  test_query=200)),
+                    budget=replace(Config.budget, steps=300, test_tasks=200)),
     "full": Config(),
 }
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import pandas as pd
 
 from companion import nets, tables
 from companion.experiment import Experiment, rounded
-from companion.experiments import quadratic
 from companion.fleets import Budget, Model, start, train
+from companion.measures import quadratic
 from companion.records import Point, Record, Row
 from companion.tables import Finding
 from companion.tasks import Fleet
@@ -49,8 +49,7 @@ class Config:
 PROFILES = {
     "quick": Config(
         sweeps={"distance": (0.0, 1.0, 2.0), "var_hard": (0.01, 1.0), "rho_hard": (0.1, 0.2, 1.0)},
-        seeds=5, budget=Budget(steps=400, tasks=20, rate=0.05, query=50, test_tasks=150,
-                               test_query=100)),
+        seeds=5, budget=replace(Config.budget, steps=400, test_tasks=150, test_query=100)),
     "full": Config(),
 }
 

@@ -1,0 +1,1 @@
+"""What is measured of trained fleets besides their risks, for any experiment."""
