@@ -155,9 +155,8 @@ class Journal(AbstractContextManager["Journal"]):
             data = self._file.read()
         try:
             whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) < len(data):
-                with naming(path, "mended"):
-                    self._file.truncate(len(whole))
+            with naming(path, "mended"):
+                self._file.truncate(len(whole))
             lines = [self._parse(line, i) for i, line in enumerate(whole.splitlines(), start=1)]
             if not lines:
                 self._append(dict(header))
@@ -188,8 +187,7 @@ class Journal(AbstractContextManager["Journal"]):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _keep(self, point: Point, **outcome: Any) -> None:
-        entry = {"point": dict(point)} | outcome
-        self._entries[point_key(point)] = entry
+        entry = self._entries[point_key(point)] = {"point": dict(point)} | outcome
         self._append(entry)
 
     def add(self, point: Point, rows: Sequence[Row]) -> None:

@@ -166,13 +166,10 @@ def _risk(p: Any, moments: _Moments) -> float:
 
 def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
                         task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
-    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``.
-
-    The norm is that of I kron S. ``preconditioner`` is P [o * d, o * d]; ``covariance`` of the
-    inputs, S [d, d], positive definite; ``task_covariance`` of vec(W*), C [o * d, o * d];
-    ``support`` >= 1 or math.inf; ``noise`` the standard deviation of the labels' noise. ValueError:
-    shapes that do not match, or an argument out of range.
-    """
+    """The excess risk after one preconditioned step from 0: E |P vec(-G) - vec(W*)|^2 / 2 in the
+    norm of I kron S. P and C, the covariance of vec(W*), are [o * d, o * d]; S, that of the inputs,
+    [d, d], positive definite; ``noise`` is the standard deviation of the labels' noise. ValueError:
+    shapes that do not match, or an argument out of range."""
     moments = _moments(covariance, task_covariance, support, noise)
     p, shape = real("preconditioner", preconditioner), moments.matrices()[0].shape
     require(p.shape == shape, "preconditioner.shape", f"be {shape}", p.shape, "it acts on vec(G)")
