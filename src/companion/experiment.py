@@ -70,8 +70,8 @@ def rounded(**numbers: Any) -> Row:
 
 def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
             columns: Mapping[str, Any]) -> list[Row]:
-    """One row for every run of a fleet, settings outermost: its inner rate, its seed, and its
-    entries of ``columns``, [run] each."""
+    """One row for every run of a fleet, settings outermost: inner rate, seed, and the run's entries
+    of ``columns`` [run]."""
     rates = [alpha for alpha in alphas for _ in range(len(seeds) // len(alphas))]
     return [{**point, "alpha": alpha, "seed": seed}
             | rounded(**{name: values[i] for name, values in columns.items()})

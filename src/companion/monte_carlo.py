@@ -1,5 +1,4 @@
-"""Linear regression from drawn tasks: risks after adaptation, and what finite sets of tasks teach.
-"""
+"""Linear regression from drawn tasks: adapted risks, and what finite sets of tasks teach."""
 
 import math
 

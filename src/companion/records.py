@@ -40,8 +40,7 @@ def _hash(value: Any) -> str:
 
 
 def key(experiment: str, config: Any, points: Sequence[Point]) -> str:
-    """The hash of all that reaches a measurement: a frozen config (a dataclass of plain values) and
-    the points of an experiment."""
+    """The hash of all that reaches a measurement: a frozen config, a dataclass, and the points."""
     return _hash({"experiment": experiment, "config": asdict(config), "points": list(points)})
 
 
@@ -64,8 +63,7 @@ class Record:
 
 
 def commit() -> str | None:
-    """The commit that the package's checkout is at, with ``+dirty`` where tracked files differ;
-    None elsewhere."""
+    """The checkout's commit, with ``+dirty`` where tracked files differ; None without one."""
     root = paths.checkout()
     if root is None:
         return None

@@ -20,10 +20,12 @@ SPLITS = ("train", "validation", "test")
 
 
 class Source(NamedTuple):
-    """Images in classes, classes in groups, groups of classes in splits. ``images`` [image,
-    channel, height, width] uint8, those of a class together, from ``first`` [class], ``sizes``
-    [class] of them. ``group`` [class] is its alphabet or superclass. ``splits`` maps "train",
-    "validation", "test" to class numbers; no class is in two."""
+    """Images in classes, classes in groups, groups of classes in splits.
+
+    ``images`` [image, channel, height, width] uint8, those of a class together, ``sizes`` [class]
+    of them from ``first`` [class]; ``group`` [class] is its alphabet or superclass; ``splits`` maps
+    "train", "validation", "test" to class numbers, no class in two.
+    """
 
     name: str
     images: torch.Tensor

@@ -49,10 +49,10 @@ def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
 def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
     """Both identities of the deep update in symbols, for layers of ``sizes``, inputs first.
 
-    The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The
-    first matrix is the product of the moved layers less the formula of :func:`deep_update`; the
-    second is its derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is
-    the proof, for these sizes. ValueError: fewer than two sizes, or one below 1.
+    The layers' own gradients are found by differentiating tr(G.T W_L ... W_1). The first matrix is
+    the product of the moved layers less the formula of :func:`deep_update`; the second its
+    derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is the proof, for
+    these sizes. ValueError: fewer than two sizes, or one below 1.
     """
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
     require(len(sizes) >= 2, "sizes", "be two or more", list(sizes), "depth 1 is (d, o)")
@@ -98,8 +98,7 @@ def deep_update(weights: Sequence[ArrayLike], gradient: ArrayLike, alpha: float)
 
 
 def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Array:
-    """What :func:`deep_update` subtracts, per alpha, for small alpha: sum_l U_l U_l.T G B_l.T B_l.
-    """
+    """What :func:`deep_update` subtracts per small alpha: sum_l U_l U_l.T G B_l.T B_l."""
     layers = _layers(weights)
     return np.asarray(_slope(layers, _gradient(gradient, layers), np.eye))
 
@@ -195,8 +194,7 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
     left factor of the Kronecker product nearest to P*; the better end is returned, |left|^2 = o.
-    Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and errors as in
-    :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
+    It is P* for C = C_o kron C_i without noise. Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
     moments = _moments(covariance, task_covariance, support, noise)

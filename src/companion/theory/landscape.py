@@ -145,8 +145,7 @@ class Mixture:
 
     @cached_property
     def weight_maml(self) -> Array:
-        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; NAL's weight where no
-        error is left."""
+        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; as NAL for 0/0."""
         shared = self._shared
         return self._out(_safe_ratio(shared.easy, shared.easy + shared.hard, self.weight_nal))
 
