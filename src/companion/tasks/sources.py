@@ -50,8 +50,7 @@ def _source(name: str, classes: Classes, split: Sequence[str]) -> Source:
 
 
 def _whole_groups(name: str, classes: Classes, *sizes: int) -> Source:
-    """Whole groups in each split: ``sizes`` groups for training and validation and the rest for
-    test, in an order that the stream of ``name`` fixes."""
+    """``sizes`` groups for training and validation, the rest for test, in an order of the name's."""
     place = np.argsort(stream(0, f"sources/{name}").permutation(len(classes.group_names)))
     number = np.searchsorted(np.cumsum(sizes), place[classes.group], side="right")
     return _source(name, classes, [SPLITS[i] for i in number])

@@ -47,13 +47,10 @@ def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
 
 
 def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
-    """Both identities of the deep update in symbols, for layers of ``sizes``, inputs first.
-
-    The layers' own gradients are found by differentiating tr(G.T W_L ... W_1). The first matrix is
-    the product of the moved layers less the formula of :func:`deep_update`; the second its
-    derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is the proof, for
-    these sizes. ValueError: fewer than two sizes, or one below 1.
-    """
+    """Both identities of the deep update in symbols, for layers of ``sizes``, inputs first: the
+    product of the moved layers less the formula of :func:`deep_update`, and its derivative at alpha
+    = 0 plus :func:`first_order_update`. The layers' gradients are those of tr(G.T W_L ... W_1).
+    Both are zero: the proof, for these sizes. ValueError: fewer than two sizes, or one below 1."""
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
     require(len(sizes) >= 2, "sizes", "be two or more", list(sizes), "depth 1 is (d, o)")
     layers = [sp.Matrix(out, into, lambda i, j, n=n: sp.Symbol(f"w{n}_{i}{j}"))
