@@ -70,7 +70,7 @@ def rounded(**numbers: Any) -> Row:
 
 def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
             columns: Mapping[str, Any]) -> list[Row]:
-    """One row a run of a fleet, settings outermost: inner rate, seed, its entries of ``columns``."""
+    """One row a run of a fleet, settings outermost: inner rate, seed and entries of ``columns``."""
     rates = [alpha for alpha in alphas for _ in range(len(seeds) // len(alphas))]
     return [{**point, "alpha": alpha, "seed": seed}
             | rounded(**{name: values[i] for name, values in columns.items()})

@@ -64,8 +64,7 @@ class Record:
 
 def commit() -> str | None:
     """The checkout's commit, with ``+dirty`` where tracked files differ; None without one."""
-    root = paths.checkout()
-    if root is None:
+    if (root := paths.checkout()) is None:
         return None
     asked = "rev-parse HEAD", "status --porcelain --untracked-files=no -- src"
     try:

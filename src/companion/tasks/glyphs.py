@@ -129,7 +129,7 @@ def _distinct(drawings: torch.Tensor) -> list[int]:
 
 
 def draw(samples: int = 20, *, seed: int = 0) -> NDArray[np.uint8]:
-    """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255 on 0; each
+    """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255; each
     with a rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2), shift (up to 2
     pixels), stroke width, and smooth random displacement (standard deviation 0.6 pixels) of its
     own. ValueError: samples below 1, or a seed that is not whole and >= 0."""

@@ -50,7 +50,7 @@ def _source(name: str, classes: Classes, split: Sequence[str]) -> Source:
 
 
 def _whole_groups(name: str, classes: Classes, *sizes: int) -> Source:
-    """``sizes`` groups for training and validation, the rest for test, in an order of the name's."""
+    """``sizes`` groups for training and validation, the rest for test, in a fixed order."""
     place = np.argsort(stream(0, f"sources/{name}").permutation(len(classes.group_names)))
     number = np.searchsorted(np.cumsum(sizes), place[classes.group], side="right")
     return _source(name, classes, [SPLITS[i] for i in number])
