@@ -100,8 +100,7 @@ def evaluate(profile: str = "full") -> list[Verdict]:
 
 def _verdict(entry: Mapping[str, Any], profile: str) -> Verdict:
     asked = {name: entry[name] for name in ("id", "paper", "statement", "chapter")}
-    parts = tuple(_settle(f"{entry['id']}/{part['name']}", part, profile)
-                  for part in entry["parts"])
+    parts = tuple(_settle(f"{entry['id']}/{one['name']}", one, profile) for one in entry["parts"])
     for part in parts:
         if part.interval is not None:
             return Verdict(**asked, parts=parts, value=part.interval.value, source=part.source,

@@ -74,8 +74,7 @@ class Interval:
 
     @property
     def detectable(self) -> float:
-        """The least distance from a null that would be seen with 80 % power: (1.96 + 0.84) errors,
-        an error being the half width over 1.96."""
+        """The least distance from a null that is seen with 80 % power: (1.96 + 0.84) errors."""
         return float((self.high - self.low) / 2 * (1 + stats.norm.ppf(0.8) / stats.norm.ppf(0.975)))
 
     @property

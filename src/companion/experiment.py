@@ -16,10 +16,10 @@ from companion.tables import Finding
 class Experiment:
     """An experiment: its profiles, the points of a config, and how one point is measured.
 
-    ``measure(config, point, device)`` returns rows of the same columns, one a measurement; the same
-    for the same arguments in any process, so it draws from named streams only. A point is a plain
-    dict of what tells it apart; all other numbers are in the config. ``findings`` map a claim's
-    part, "D1/synthetic", to what settles it. ``devices`` begin with the preferred one.
+    ``measure(config, point, device)`` returns rows of the same columns, the same in any process, so
+    it draws from named streams only. A point is a plain dict of what tells it apart; all other
+    numbers are in the config. ``findings`` map a claim's part, "D1/synthetic", to what settles it;
+    ``devices`` begin with the preferred one.
     """
 
     name: str
@@ -70,8 +70,7 @@ def rounded(**numbers: Any) -> Row:
 
 def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
             columns: Mapping[str, Any]) -> list[Row]:
-    """One row for every run of a fleet, settings outermost: its inner rate, its seed, and its
-    entries of ``columns``, [run] each."""
+    """One row a run of a fleet, settings outermost: inner rate, seed and entries of ``columns``."""
     rates = [alpha for alpha in alphas for _ in range(len(seeds) // len(alphas))]
     return [{**point, "alpha": alpha, "seed": seed}
             | rounded(**{name: values[i] for name, values in columns.items()})

@@ -1,5 +1,4 @@
-"""Linear regression from drawn tasks: risks after adaptation, and what finite sets of tasks teach.
-"""
+"""Linear regression from drawn tasks: adapted risks, and what finite sets of tasks teach."""
 
 import math
 
@@ -17,13 +16,10 @@ _BYTES = 2**26  # of inputs held at once
 def adapted_risks(family: LinearFamily, starts: Array, alpha: float, support: float,
                   rng: np.random.Generator, draws: int, *, steps: int = 1,
                   reuse: bool = False) -> Array:
-    """Excess risks after adaptation on drawn tasks and samples, [start, draw].
-
-    Every start in ``starts`` [start, d] is adapted on the same tasks and batches, so that
-    differences between starts have little noise. A step sees a fresh batch of ``support`` samples,
-    or with ``reuse`` always the first one; ``support=math.inf`` takes the exact gradient. The risk
-    itself is exact given the adapted point.
-    """
+    """Excess risks after adaptation on drawn tasks and samples, [start, draw]; exact given the
+    adapted point. Every start in ``starts`` [start, d] is adapted on the same tasks and batches, so
+    that differences have little noise. A step sees a fresh batch of ``support`` samples, or with
+    ``reuse`` always the first one; ``support=math.inf`` takes the exact gradient."""
     d = starts.shape[1]
     chunk = max(1, _BYTES // (8 * d * (1 if math.isinf(support) else int(support))))
     parts = []

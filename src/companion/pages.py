@@ -73,8 +73,7 @@ def verdict(ident: str, profile: str = "full") -> HTML:
 
 
 def ledger() -> HTML:
-    """A card for every claim: each part in full beside quick, with links from the page book/ledger
-    to theorems, figures and records."""
+    """A card for every claim, each part in full beside quick, with links from book/ledger."""
     return HTML("".join(
         f'<section class="claim-card" id="claim-{full.id.lower()}"><h3>{full.id}</h3><p>'
         f'{escape(full.statement)} <a href="{full.chapter.removeprefix("book/")}.html">Chapter</a>'

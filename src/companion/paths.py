@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+_CACHE = ".cache/maml-companion"  # the user's, below home: for an installed package
+
 
 def checkout() -> Path | None:
     """The root of the checkout that this package is imported from; None where it is installed."""
@@ -18,19 +20,15 @@ def _folder(variable: str, inside: str) -> Path | None:
     return root / inside if root else None
 
 
-def _user() -> Path:
-    return Path.home() / ".cache" / "maml-companion"
-
-
 def data() -> Path:
     """The data files: ``COMPANION_DATA``, else ``data/`` of the checkout or of the user's cache."""
-    return _folder("COMPANION_DATA", "data") or _user() / "data"
+    return _folder("COMPANION_DATA", "data") or Path.home() / _CACHE / "data"
 
 
 def cache() -> Path:
     """What can be computed again: ``COMPANION_CACHE``, else ``_build/cache`` of the checkout or the
     user's cache."""
-    return _folder("COMPANION_CACHE", "_build/cache") or _user()
+    return _folder("COMPANION_CACHE", "_build/cache") or Path.home() / _CACHE
 
 
 def results() -> Path:

@@ -40,8 +40,7 @@ def _hash(value: Any) -> str:
 
 
 def key(experiment: str, config: Any, points: Sequence[Point]) -> str:
-    """The hash of all that reaches a measurement: a frozen config (a dataclass of plain values) and
-    the points of an experiment."""
+    """The hash of all that reaches a measurement: a frozen config, a dataclass, and the points."""
     return _hash({"experiment": experiment, "config": asdict(config), "points": list(points)})
 
 
@@ -64,10 +63,8 @@ class Record:
 
 
 def commit() -> str | None:
-    """The commit that the package's checkout is at, with ``+dirty`` where tracked files differ;
-    None elsewhere."""
-    root = paths.checkout()
-    if root is None:
+    """The checkout's commit, with ``+dirty`` where tracked files differ; None without one."""
+    if (root := paths.checkout()) is None:
         return None
     asked = "rev-parse HEAD", "status --porcelain --untracked-files=no -- src"
     try:
@@ -155,9 +152,8 @@ class Journal(AbstractContextManager["Journal"]):
             data = self._file.read()
         try:
             whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) < len(data):
-                with naming(path, "mended"):
-                    self._file.truncate(len(whole))
+            with naming(path, "mended"):
+                self._file.truncate(len(whole))
             lines = [self._parse(line, i) for i, line in enumerate(whole.splitlines(), start=1)]
             if not lines:
                 self._append(dict(header))
@@ -188,8 +184,7 @@ class Journal(AbstractContextManager["Journal"]):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _keep(self, point: Point, **outcome: Any) -> None:
-        entry = {"point": dict(point)} | outcome
-        self._entries[point_key(point)] = entry
+        entry = self._entries[point_key(point)] = {"point": dict(point)} | outcome
         self._append(entry)
 
     def add(self, point: Point, rows: Sequence[Row]) -> None:

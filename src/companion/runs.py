@@ -31,17 +31,14 @@ class Unfinished(RuntimeError):
 def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
         workers: int | None = None, scheduler: str | None = None, fresh: bool = False,
         progress: bool = True, say: Callable[[str], None] = print) -> Record:
-    """Run an experiment to a whole record, or return the one that is there.
-
-    Every finished point is journaled at once; after a crash the same call goes on where it stopped,
-    to the same bytes of the table. Two runs of one experiment wait for each other. A point is
-    measured on one thread of a processor.
+    """Run an experiment to a whole record, or return the one that is there. Every finished point is
+    journaled at once; after a crash the same call goes on where it stopped, to the same bytes of
+    the table. Two runs of one experiment wait for each other. A point is measured on one thread.
 
     ``device`` is "cpu", "cuda" or "auto"; ``workers`` and ``scheduler`` as in
-    :func:`companion.sweeps.executor`. ``fresh`` measures everything anew and replaces the record at
-    the end. ``progress`` shows a bar, ``say`` takes messages. ValueError: an argument is out of
-    range; nothing has been written. RecordError: a file cannot be written, or is altered.
-    Unfinished: points failed; there is no record yet.
+    :func:`companion.sweeps.executor`; ``fresh`` measures everything anew and replaces the record at
+    the end. ValueError: an argument is out of range; nothing has been written. RecordError: a file
+    cannot be written, or is altered. Unfinished: points failed; there is no record yet.
     """
     config, device = experiment.config(profile), experiment.device(device)
     points, key = experiment.points(config), experiment.key(profile)

@@ -110,8 +110,7 @@ def best(table: pd.DataFrame, keys: Sequence[str], choice: str = "alpha", by: st
 
 
 def word(row: Any, *, above: float | None = None, inside: tuple[float, float] | None = None) -> str:
-    """The word of one interval, with ``low`` and ``high``: for a claim that the number is above a
-    threshold, or that it lies inside a range."""
+    """The word of one interval: is the number above a threshold, or inside a range?"""
     if inside is None:
         yes, no = row.low > above, row.high < above
     else:
@@ -124,9 +123,8 @@ def together(words: Iterable[str]) -> str:
     """The word of a part from those of its cases: one word if all agree, mixed where some are
     supported and some contradicted, inconclusive otherwise."""
     every = set(words)
-    if len(every) == 1:
-        return every.pop()
-    return "mixed" if {"supported", "contradicted"} <= every else "inconclusive"
+    mixed = {"supported", "contradicted"} <= every
+    return every.pop() if len(every) == 1 else "mixed" if mixed else "inconclusive"
 
 
 def judge(rows: pd.DataFrame, what: str, names: Sequence[str] = (), *, above: float | None = None,

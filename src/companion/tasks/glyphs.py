@@ -129,10 +129,10 @@ def _distinct(drawings: torch.Tensor) -> list[int]:
 
 
 def draw(samples: int = 20, *, seed: int = 0) -> NDArray[np.uint8]:
-    """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255 on 0.
-    Each has its own rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2), shift (up
-    to 2 pixels) and stroke width, and a smooth random displacement of its strokes (standard
-    deviation 0.6 pixels). ValueError: samples below 1, or a seed that is not whole and >= 0."""
+    """``samples`` distorted drawings of every character: [class, sample, 28, 28], ink 255; each
+    with a rotation (up to 15 degrees), scale (0.8 to 1.1), shear (up to 0.2), shift (up to 2
+    pixels), stroke width, and smooth random displacement (standard deviation 0.6 pixels) of its
+    own. ValueError: samples below 1, or a seed that is not whole and >= 0."""
     at_least("samples", samples, 1, "one drawing a character is the least", whole=True)
     masters, rng = characters().drawings, torch_stream(seed, "glyphs")
     made = [_distorted(masters, rng) for _ in range(samples)]

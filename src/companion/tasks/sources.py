@@ -20,10 +20,12 @@ SPLITS = ("train", "validation", "test")
 
 
 class Source(NamedTuple):
-    """Images in classes, classes in groups, groups of classes in splits. ``images`` [image,
-    channel, height, width] uint8, those of a class together, from ``first`` [class], ``sizes``
-    [class] of them. ``group`` [class] is its alphabet or superclass. ``splits`` maps "train",
-    "validation", "test" to class numbers; no class is in two."""
+    """Images in classes, classes in groups, groups of classes in splits.
+
+    ``images`` [image, channel, height, width] uint8, those of a class together, ``sizes`` [class]
+    of them from ``first`` [class]; ``group`` [class] is its alphabet or superclass; ``splits`` maps
+    "train", "validation", "test" to class numbers, no class in two.
+    """
 
     name: str
     images: torch.Tensor
@@ -48,8 +50,7 @@ def _source(name: str, classes: Classes, split: Sequence[str]) -> Source:
 
 
 def _whole_groups(name: str, classes: Classes, *sizes: int) -> Source:
-    """Whole groups in each split: ``sizes`` groups for training and validation and the rest for
-    test, in an order that the stream of ``name`` fixes."""
+    """``sizes`` groups for training and validation, the rest for test, in a fixed order."""
     place = np.argsort(stream(0, f"sources/{name}").permutation(len(classes.group_names)))
     number = np.searchsorted(np.cumsum(sizes), place[classes.group], side="right")
     return _source(name, classes, [SPLITS[i] for i in number])

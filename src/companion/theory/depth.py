@@ -47,13 +47,10 @@ def _slope(layers: Sequence[Any], gradient: Any, identity: Any) -> Any:
 
 
 def update_residuals(sizes: Sequence[int]) -> tuple[sp.Matrix, sp.Matrix]:
-    """Both identities of the deep update in symbols, for layers of ``sizes``, inputs first.
-
-    The layers' own gradients are found by differentiating tr(G.T W_L ... W_1) entry by entry. The
-    first matrix is the product of the moved layers less the formula of :func:`deep_update`; the
-    second is its derivative at alpha = 0 plus :func:`first_order_update`. Both are zero: that is
-    the proof, for these sizes. ValueError: fewer than two sizes, or one below 1.
-    """
+    """Both identities of the deep update in symbols, for layers of ``sizes``, inputs first: the
+    product of the moved layers less the formula of :func:`deep_update`, and its derivative at alpha
+    = 0 plus :func:`first_order_update`. The layers' gradients are those of tr(G.T W_L ... W_1).
+    Both are zero: the proof, for these sizes. ValueError: fewer than two sizes, or one below 1."""
     at_least("sizes", sizes, 1, "a layer has at least one unit", whole=True)
     require(len(sizes) >= 2, "sizes", "be two or more", list(sizes), "depth 1 is (d, o)")
     layers = [sp.Matrix(out, into, lambda i, j, n=n: sp.Symbol(f"w{n}_{i}{j}"))
@@ -98,8 +95,7 @@ def deep_update(weights: Sequence[ArrayLike], gradient: ArrayLike, alpha: float)
 
 
 def first_order_update(weights: Sequence[ArrayLike], gradient: ArrayLike) -> Array:
-    """What :func:`deep_update` subtracts, per alpha, for small alpha: sum_l U_l U_l.T G B_l.T B_l.
-    """
+    """What :func:`deep_update` subtracts per small alpha: sum_l U_l U_l.T G B_l.T B_l."""
     layers = _layers(weights)
     return np.asarray(_slope(layers, _gradient(gradient, layers), np.eye))
 
@@ -166,13 +162,10 @@ def _risk(p: Any, moments: _Moments) -> float:
 
 def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
                         task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
-    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2``.
-
-    The norm is that of I kron S. ``preconditioner`` is P [o * d, o * d]; ``covariance`` of the
-    inputs, S [d, d], positive definite; ``task_covariance`` of vec(W*), C [o * d, o * d];
-    ``support`` >= 1 or math.inf; ``noise`` the standard deviation of the labels' noise. ValueError:
-    shapes that do not match, or an argument out of range.
-    """
+    """The excess risk after one preconditioned step from 0: E |P vec(-G) - vec(W*)|^2 / 2 in the
+    norm of I kron S. P and C, the covariance of vec(W*), are [o * d, o * d]; S, that of the inputs,
+    [d, d], positive definite; ``noise`` is the standard deviation of the labels' noise. ValueError:
+    shapes that do not match, or an argument out of range."""
     moments = _moments(covariance, task_covariance, support, noise)
     p, shape = real("preconditioner", preconditioner), moments.matrices()[0].shape
     require(p.shape == shape, "preconditioner.shape", f"be {shape}", p.shape, "it acts on vec(G)")
@@ -198,8 +191,7 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
     left factor of the Kronecker product nearest to P*; the better end is returned, |left|^2 = o.
-    Where C = C_o kron C_i and there is no noise, it is P* itself. Arguments and errors as in
-    :func:`best_preconditioner`. Source: derived in book/depth/meta_optimizers.
+    It is P* for C = C_o kron C_i without noise. Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
     moments = _moments(covariance, task_covariance, support, noise)

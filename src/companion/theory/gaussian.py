@@ -96,8 +96,7 @@ def check_covariance(name: str, value: ArrayLike) -> Array:
 
 def _powers(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike,
             steps: int) -> Iterator[Array]:
-    """S, T(S), ..., T^steps(S), T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)]; each of the two
-    terms of T is positive semidefinite."""
+    """S, T(S), ..., T^steps(S), T(M) = E[(I - alpha S_hat) M (I - alpha S_hat)], after checks."""
     covariance = check_covariance("covariance", covariance)
     alpha = step_size(alpha)[..., None, None]
     inverse_support = 1 / support_size(support)[..., None, None]

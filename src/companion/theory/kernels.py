@@ -1,7 +1,6 @@
-"""Exact population losses of two-layer networks on Gaussian inputs.
+"""Exact population losses of two-layer networks f(W; x) = sum_j s(<w_j, x>), x ~ N(0, rho I).
 
-The networks are f(W; x) = sum_j s(<w_j, x>), the inputs x ~ N(0, rho I). With C the covariance
-rho <., .> of two preactivations u, v, K = E[s(u) s(v)] is
+With C the covariance rho <., .> of two preactivations u, v, K = E[s(u) s(v)] is
 
 * erf, s(u) = erf(u / sqrt 2): (2/pi) asin(C_uv / sqrt((1 + C_uu)(1 + C_vv))); Williams (1997);
 * relu: sqrt(C_uu C_vv)/(2 pi) (sin t + (pi - t) cos t), cos t = C_uv / sqrt(C_uu C_vv); Cho and
@@ -100,8 +99,6 @@ class _ArcCosine(torch.autograd.Function):
 
 _gradient: Callable[..., torch.Tensor] = _Gradient.apply
 _arc_cosine: Callable[..., torch.Tensor] = _ArcCosine.apply
-
-
 KERNELS: dict[str, Kernel] = {"erf": _erf, "relu": lambda a, b, rho: rho * _arc_cosine(a, b)}
 
 
@@ -118,13 +115,11 @@ def _check(student: torch.Tensor, teacher: torch.Tensor, activation: str) -> Non
 
 def population_loss(student: torch.Tensor, teacher: torch.Tensor, rho: torch.Tensor | float,
                     activation: str) -> torch.Tensor:
-    """E (f(W; x) - f(T; x))^2 / 2 over x ~ N(0, rho I), exactly.
-
-    (1/2)(sum K(w_i, w_j) - 2 sum K(w_i, t_l) + sum K(t_l, t_n)) for W = ``student`` [k, d],
-    T = ``teacher`` [k', d] and ``activation`` "erf" or "relu". Twice differentiable but at a zero
-    row of a ReLU network, where the loss has a kink and the derivative along that row is taken as
-    0. ValueError: an activation without a closed form; shapes that do not match.
-    """
+    """E (f(W; x) - f(T; x))^2 / 2 over x ~ N(0, rho I), exactly:
+    (1/2)(sum K(w_i, w_j) - 2 sum K(w_i, t_l) + sum K(t_l, t_n)), W = ``student`` [k, d],
+    T = ``teacher`` [k', d]. Twice differentiable but at a zero row of a ReLU network, where the
+    loss has a kink and the derivative along that row is taken as 0. ValueError: an ``activation``
+    other than "erf" and "relu"; shapes that do not match."""
     _check(student, teacher, activation)
     pairs = (student, student), (student, teacher), (teacher, teacher)
     squared, cross, target = (KERNELS[activation](a, b, rho).sum() for a, b in pairs)

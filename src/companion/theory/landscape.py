@@ -41,8 +41,7 @@ def _one_minus_power(base: Array, steps: Array) -> Array:
 class Mixture:
     """An easy/hard mixture of isotropic linear regressions, and the exact risks of NAL and MAML.
     Every field is a number or an array; all are broadcast together, and so is every result.
-    ValueError: a field out of range, NaN, or shapes that do not broadcast. The setting is that of
-    paper L, abstract."""
+    ValueError: a field out of range, NaN, or shapes that do not broadcast. Setting: paper L."""
 
     rho_easy: ArrayLike  # input variance of easy tasks, > 0
     rho_hard: ArrayLike  # the same of hard tasks; either group may in fact be the harder
@@ -145,8 +144,7 @@ class Mixture:
 
     @cached_property
     def weight_maml(self) -> Array:
-        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; NAL's weight where no
-        error is left."""
+        """Where MAML settles: (1-p) a_E / ((1-p) a_E + p a_H), a = rho c^k; as NAL for 0/0."""
         shared = self._shared
         return self._out(_safe_ratio(shared.easy, shared.easy + shared.hard, self.weight_nal))
 

@@ -50,10 +50,9 @@ def derive() -> SimpleNamespace:
 def proofs() -> dict[str, bool]:
     """The theorems of book/landscape/gap, proved anew: name -> whether the proof went through.
 
-    ``gap``: it is R^2/2 times a square over positive terms. ``zeros``: for one step the rest of its
-    root has the single zero alpha_0, and more steps add none (shown up to 5). ``limit``: 1 +
-    lambda^2 R^2/v_H at alpha = 1/rho_E, m = infinity. ``monotone``: the limit rises in R and
-    rho_E/rho_H and falls in v_H.
+    ``gap``: it is R^2/2 times a square over positive terms. ``zeros``: the rest of its root has the
+    single zero alpha_0 for one step, and more steps add none (shown up to 5). ``limit``, at alpha =
+    1/rho_E, m = infinity: 1 + lambda^2 R^2/v_H. ``monotone``: it rises in R, rho_E/rho_H, 1/v_H.
     """
     s, d = symbols(), derive()
     odds, t = sp.symbols("odds t", positive=True)
