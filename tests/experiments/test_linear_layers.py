@@ -103,11 +103,11 @@ def test_how_far_a_collapsed_model_is_off() -> None:
 def test_the_rate_of_a_linear_model_is_the_best_shallow_step() -> None:
     fleet, plain = fleet_of(alpha=0.2, seeds=(3, 7, 5)), Model(PLAIN)
     zero, alphas = {"0.weight": torch.zeros(3, 1, 3, dtype=F64)}, np.full(3, 0.2)
-    budget = Budget(steps=0, tasks=0, rate=0.1, test_tasks=2000, batch=500)
-    found = collapse.best_rate(fleet, plain, zero, budget, np.geomspace(0.1, 3, 10).tolist(),
+    budget = Budget(steps=0, tasks=0, rate=0.1, test_tasks=20_000, batch=2000)
+    found = collapse.best_rate(fleet, plain, zero, budget, np.geomspace(0.3, 2, 12).tolist(),
                                alphas)
     exact = depth.best_shallow_step(np.diag(np.square(SCALES)), np.eye(3) / 3, 6) * 4
-    assert found == pytest.approx(np.full(3, exact), rel=0.1)
+    assert found == pytest.approx(np.full(3, exact), rel=0.05)
     risks = [scores(collapse.scaled(fleet, np.full(3, rate) / alphas), plain, zero, budget,
                     [1]).risk.mean() for rate in (exact, 0.7 * exact, 1.4 * exact)]
     assert risks[0] < min(risks[1:])
