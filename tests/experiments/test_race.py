@@ -22,7 +22,7 @@ from companion.training import sgd
 FAMILY = LinearFamily.from_mixture(
     Mixture(1.0, 0.1, 3, 10, 0.8, distance=2, var_easy=0.5, var_hard=0.2, noise=0.2))
 TINY = race.Config(mixtures=(("anisotropic", 0.3, 10),), dim=3, distance=2.0, var_hard=1.0,
-                   alpha=0.8, rates=(0.25, 1.0, 2.0), tuning_seeds=3, seeds=4,
+                   alpha=0.8, rates=(1.4, 1.8, 2.2, 2.6), tuning_seeds=3, seeds=4,
                    budget=Budget(steps=40, tasks=8, rate=1.0, query=10))
 
 

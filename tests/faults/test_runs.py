@@ -56,7 +56,7 @@ def test_sigkill_at_random_moments(toy, make_toy, how: tuple[str, ...]) -> None:
     calm = make_toy("calm")
     assert calm.run("profile", "long")[0] == 0
     rng, where, kills = random.Random(len(how)), toy.folder / "toy" / "long", []
-    for _ in range(10):
+    for _ in range(6):
         before = len(toy.computed())
         process = toy.start("profile", "long", *how, seconds=0.05)
         while len(toy.computed()) == before and process.poll() is None:
@@ -77,7 +77,7 @@ def test_sigkill_at_random_moments(toy, make_toy, how: tuple[str, ...]) -> None:
         calm.folder / "toy" / "long" / "table.csv"
     ).read_bytes()
     assert not list(where.glob("journal-*"))
-    assert len(kills[-1][0]) > 10
+    assert len(kills[-1][0]) > 3
     assert all(
         not kept & set(toy.computed()[seen:]) for kept, seen in kills
     )  # no journaled point twice
