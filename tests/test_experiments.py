@@ -45,7 +45,8 @@ def test_a_cheap_point_comes_out_again(name: str, profile: str) -> None:
     if "seed" in table:
         expected = tables.where(expected, seed=tuple(found["seed"].unique()))
     assert len(found)
-    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), rtol=1e-4, atol=1e-9,
+    near_zero = 1e-4 if name == "alignment" else 1e-9  # cosines, which another processor moves
+    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), rtol=1e-4, atol=near_zero,
                                   check_dtype=False)
 
 
