@@ -1,47 +1,114 @@
+"""Records are of today's experiments: they load, a cheap point of each comes out again, and no
+number can change unseen."""
+
+import ast
+import io
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
 import pytest
-import torch
 
-from companion import experiments, paths
+from companion import experiments, records, tables
+from companion.experiments import EXPERIMENTS
 
-
-def linear() -> experiments.Experiment:
-    return experiments.get("linear")
-
-
-def with_cuda() -> experiments.Experiment:
-    plain = linear()
-    return experiments.Experiment("both", "", plain.profiles, plain.points, plain.compute,
-                                  ("cuda", "cpu"))
+CHEAP = {  # the index of a point that takes seconds, with two seeds
+    ("two_layer", "full"): 17, ("alignment", "quick"): 2, ("alignment", "full"): 2}
+RECORDED = [(name, profile) for name, experiment in EXPERIMENTS.items()
+            for profile in experiment.profiles
+            if not name.endswith("images") or records.folder(name, profile).exists()]
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert linear().device("auto") == linear().device("cpu") == "cpu"
-    assert with_cuda().device("auto") == "cpu"
-    with pytest.raises(ValueError, match="got 'cuda' and no CUDA device; use --device cpu"):
-        with_cuda().device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert with_cuda().device("auto") == with_cuda().device("cuda") == "cuda"
-    assert linear().device("auto") == "cpu"
+@pytest.mark.parametrize(("name", "profile"), RECORDED)
+def test_a_record_is_of_today(name: str, profile: str) -> None:
+    record = EXPERIMENTS[name].load(profile)
+    assert record.provenance["points"] == len(EXPERIMENTS[name].points(
+        EXPERIMENTS[name].config(profile)))
+    assert {"threads", "processor", "device", "started", "seconds"} <= record.provenance.keys()
+    assert record.provenance["threads"] == 1
 
 
-def test_points_are_distinct_and_plain() -> None:
-    points = linear().points(linear().config("quick"))
-    assert len({str(point) for point in points}) == len(points) == 24
+@pytest.mark.parametrize(("name", "profile"),
+                         [each for each in RECORDED if not each[0].endswith("images")])
+def test_a_cheap_point_comes_out_again(name: str, profile: str) -> None:
+    """For two seeds, which do not depend on the others."""
+    experiment, table = EXPERIMENTS[name], EXPERIMENTS[name].load(profile).table
+    config = experiment.config(profile)
+    point = experiment.points(config)[CHEAP.get((name, profile), 0)]
+    few = replace(config, seeds=2) if hasattr(config, "seeds") else config
+    text = pd.DataFrame(list(experiment.measure(few, point, "cpu"))).to_csv(index=False)
+    found = pd.read_csv(io.StringIO(text))
+    expected = tables.where(table, **{column: tuple(value) if isinstance(value, list) else value
+                                      for column, value in point.items() if column in table})
+    if "seed" in table:
+        expected = tables.where(expected, seed=tuple(found["seed"].unique()))
+    assert len(found)
+    near_zero = 1e-4 if name == "alignment" else 1e-9  # cosines, which another processor moves
+    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), rtol=1e-4, atol=near_zero,
+                                  check_dtype=False)
 
 
-def test_a_point_is_computed_the_same_way_twice() -> None:
-    point = linear().points(linear().config("quick"))[3]
-    rows = [linear().compute(linear().config("quick"), point, "cpu") for _ in range(2)]
-    assert rows[0] == rows[1]
-    assert abs(rows[0][0]["value"] - rows[0][0]["exact"]) < 4 * rows[0][0]["error"]
+def parts(value: Any) -> list[tuple[Any, Any]]:
+    """What a config, a mapping or a sequence holds, by name or number."""
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, tuple | list) else []
 
 
-def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path / "r"))
-    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "d"))
-    assert (paths.results(), paths.data()) == (tmp_path / "r", tmp_path / "d")
-    monkeypatch.delenv("COMPANION_RESULTS")
-    monkeypatch.delenv("COMPANION_DATA")
-    assert (paths.results(), paths.data()) == (paths.checkout() / "results",
-                                               paths.checkout() / "data")
+def changed(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Every copy of a config or point with one leaf changed, and where that is."""
+    if not parts(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        yield path, value + 1 if number else f"{value}'"
+    for name, part in parts(value):
+        for where, other in changed(part, (*path, name)):
+            if is_dataclass(value):
+                yield where, replace(value, **{name: other})
+            elif isinstance(value, dict):
+                yield where, value | {name: other}
+            else:
+                yield where, [*value[:name], other, *value[name + 1 :]]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_number_is_in_the_key(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    config = experiment.config("quick")
+    points = list(experiment.points(config))
+    key = experiment.key("quick")
+    assert key == records.key(name, config, points) != experiment.key("full")
+    copies = list(changed(config))
+    assert len(copies) > 15
+    keys = {records.key(name, copy, points) for _, copy in copies}
+    assert len(keys | {key}) == len(copies) + 1
+    assert key != records.key(f"{name}'", config, points)
+    others = [list(copy) for _, copy in changed(points)]
+    others += [points[1:], points[::-1], [*points, {"new": 1}]]
+    assert len({records.key(name, config, other) for other in others} | {key}) == len(others) + 1
+
+
+def test_no_constant_of_an_experiment_is_outside_its_config() -> None:
+    """But those that are part of what is measured: which layers are compared, how long a fit
+    alternates, how many last steps a final objective is a mean over."""
+    found = set()
+    for path in Path(experiments.__file__).parent.glob("*.py"):
+        for line in ast.parse(path.read_text()).body:
+            if isinstance(line, ast.Assign) and any(
+                isinstance(node, ast.Constant) and type(node.value) in (int, float)
+                for node in ast.walk(line.value) if not isinstance(line.value, ast.Call | ast.Dict)
+            ):
+                found |= {f"{path.stem}.{node.id}" for target in line.targets
+                          for node in ast.walk(target) if isinstance(node, ast.Name)}
+    assert found == {"alignment.BOTTOM", "alignment.UPPER", "alignment._ROUNDS", "images._LAST"}
+
+
+def test_an_unknown_experiment_or_profile() -> None:
+    with pytest.raises(ValueError, match=r"one of linear, race, .*, got 'nope'"):
+        experiments.get("nope")
+    with pytest.raises(ValueError, match="profile must be one of quick, full, got 'large'"):
+        experiments.get("linear").config("large")
+    assert all(experiments.get(name).name == name for name in EXPERIMENTS)

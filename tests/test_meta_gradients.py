@@ -8,13 +8,14 @@ import torch
 from torch.func import grad, vmap
 
 from companion.adaptation import adapt
-from companion.experiments.linear.measure import squared_loss
+from companion.losses import squared_error
 from companion.meta_optimizers import sgd
 from companion.objectives import maml, nal
 from companion.tasks import Task
 from companion.theory.gaussian import minimiser_maml, q_matrix
 
 RNG = np.random.default_rng(7)
+squared_loss = squared_error(lambda params, x: x @ params["w"])
 D, TASKS = 4, 6
 
 

@@ -1,7 +1,7 @@
 """A tiny experiment for the fault tests, and a program that runs it: ``python toy.py [workers N |
 scheduler ADDR]``.
 
-Every computed point leaves its number in the file TOY_LOG; TOY_SECONDS is how long a point takes;
+Every measured point leaves its number in the file TOY_LOG; TOY_SECONDS is how long a point takes;
 the points named in TOY_BAD (a JSON object: point -> "nan", "diverge", "raise") fail.
 """
 
@@ -12,8 +12,9 @@ import sys
 import time
 from dataclasses import dataclass
 
-from companion import experiments
+from companion import runs
 from companion.errors import Diverged
+from companion.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def points(config):
     return [{"index": i} for i in range(config.count)]
 
 
-def compute(config, point, device):
+def measure(config, point, device):
     index = point["index"]
     with open(os.environ["TOY_LOG"], "a") as log:
         log.write(f"{index}\n")
@@ -37,12 +38,12 @@ def compute(config, point, device):
         raise Diverged(17, "the weight")
     rng = random.Random(index)
     value = float("nan") if bad == "nan" else rng.random()
-    return [{**point, "repeat": i, "value": value if i == 0 else rng.random()} for i in range(3)]
+    return [{"value": value if i == 0 else rng.random(), "repeat": i, **point} for i in range(3)]
 
 
 PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10_000),
             "long": Config(count=200)}
-EXPERIMENT = experiments.Experiment("toy", "a test", PROFILES, points, compute)
+EXPERIMENT = Experiment("toy", "a test", PROFILES, points, measure)
 
 
 if __name__ == "__main__":
@@ -51,5 +52,5 @@ if __name__ == "__main__":
     options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     if "workers" in options:
         options["workers"] = int(options["workers"])
-    experiments.run(toy.EXPERIMENT, options.pop("profile", "quick"), progress=False, **options)
+    runs.run(toy.EXPERIMENT, options.pop("profile", "quick"), progress=False, **options)
     print("done")

@@ -1,10 +1,14 @@
 """Episodes: which classes and images they hold, and that nothing leaks."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 
 from companion.streams import torch_stream
 from companion.tasks import episodes
+from companion.tasks.episodes import Setting
 from companion.tasks.sources import SPLITS, Source, within_groups
 
 CLASSES, GROUPS = 24, 4
@@ -154,3 +158,46 @@ def test_a_seed_fixes_them(source: Source) -> None:
 def test_bad_input(source: Source, options, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         draw(source, 5, **options)
+
+
+@pytest.fixture
+def setting(source: Source, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
+    monkeypatch.setattr(episodes.sources, "load", lambda name: source)
+    episodes.pools.cache_clear()
+    yield Setting("told", ways=1, shots=2, alpha=0.1, queries=3, within=True)
+    episodes.pools.cache_clear()
+
+
+def test_what_a_fleet_draws(check_draws, setting: Setting) -> None:
+    check_draws(lambda seeds: episodes.episode_fleet(setting, seeds * 2, hard_groups=1,
+                                                     fraction=0.5))
+
+
+def test_hard_groups_are_those_of_the_seed_in_every_split_that_shares_them(
+    setting: Setting
+) -> None:
+    seeds = (9, 3, 5, 7)
+
+    def groups(setting: Setting, purpose: str) -> list[set[int]]:
+        fleet = episodes.episode_fleet(setting, seeds, hard_groups=1, fraction=1.0)
+        x = fleet.draw(fleet, purpose, 60, 0)(0).query[0]
+        return [set((told(each)[0] % GROUPS).unique().tolist()) for each in x]
+
+    chosen = [set(episodes.hard_groups_of(setting, seed, 1)) for seed in seeds]
+    assert len(set(map(frozenset, chosen))) > 1
+    for purpose in ("train", "validate", "test"):
+        assert groups(setting, purpose) == chosen
+    everything = episodes.hard_groups_of(setting, 9, 0)
+    assert {everything[0]} == chosen[0]
+    assert set(everything) == set(range(GROUPS))
+    apart = replace(setting, within=False)
+    assert [len(each) for each in groups(apart, "train")] == [1] * 4
+    assert groups(apart, "test") == [set(range(GROUPS))] * 4
+
+
+def test_purposes_draw_from_their_splits(setting: Setting, source: Source) -> None:
+    fleet = episodes.episode_fleet(replace(setting, within=False), (3,), global_labels=True)
+    for purpose, split in (("train", "train"), ("validate", "validation"), ("test", "test")):
+        x, y = fleet.draw(fleet, purpose, 100, 0)(0).support
+        assert torch.equal(source.splits[split][y], told(x)[0])
+        assert set(y.unique().tolist()) == set(range(len(source.splits[split])))

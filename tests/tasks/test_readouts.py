@@ -9,22 +9,22 @@ from torch.func import vmap
 from companion import nets
 from companion.losses import squared_error
 from companion.streams import normals, torch_stream
-from companion.tasks import readouts
+from companion.tasks import Fleet, readouts
 
 F64 = torch.float64
 SCALES = (0.3, 1.0, 2.0)
 
 
-def family(**options) -> readouts.Shallow:
-    return readouts.family(torch_stream(0, "tests/shallow"), **({"scales": SCALES} | options))
+def family(**options) -> readouts.Readout:
+    return readouts.readout(torch_stream(0, "tests/readouts"), **({"scales": SCALES} | options))
 
 
-def drawn(of: readouts.Shallow, tasks: int, samples: int) -> dict[str, torch.Tensor]:
-    found = normals([0], "tests/shallow", readouts.shapes(of, tasks, samples), dtype=F64)(0)
+def drawn(of: readouts.Readout, tasks: int, samples: int) -> dict[str, torch.Tensor]:
+    found = normals([0], "tests/readouts", readouts.shapes(of, tasks, samples), dtype=F64)(0)
     return {name: value[0] for name, value in found.items()}
 
 
-def test_inputs_and_optima_have_the_covariances_that_are_told() -> None:
+def test_inputs_and_optima_have_the_covariances_asked_for() -> None:
     of = family(outputs=2, correlation=0.6)
     assert torch.linalg.eigvalsh(of.covariance).tolist() == pytest.approx([0.09, 1, 4], rel=1e-10)
     assert (of.covariance - torch.diag(torch.diag(of.covariance))).abs().max() > 0.1
@@ -104,3 +104,30 @@ def test_bad_tasks() -> None:
         readouts.task(of, normal, "waves", 5)
     with pytest.raises(ValueError, match="exact needs labels that are linear in x"):
         readouts.task(of, normal, "regression", 5, exact=True)
+
+
+def fleet(seeds: tuple[int, ...], kind: str = "regression", **options) -> Fleet:
+    settings = [{"scales": SCALES, "alpha": alpha} | options for alpha in (0.8, 2.0)]
+    return readouts.readout_fleet(kind, settings, seeds, support=5)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "boundaries"}, {"hidden": 4}], ids=str)
+def test_what_a_fleet_draws(check_draws, options) -> None:
+    check_draws(lambda seeds: fleet(seeds, **options))
+    (family,), (alone,) = fleet((7, 4), **options).run(3), fleet((4,), **options).run(0)
+    assert torch.equal(family.root, alone.root)
+    assert torch.equal(family.features, alone.features)
+
+
+def test_inner_rates_are_relative_to_the_largest_curvature() -> None:
+    assert fleet((3, 7)).alpha.tolist() == pytest.approx([0.2, 0.2, 0.5, 0.5], rel=1e-12)
+    assert fleet((3,), "boundaries").alpha.tolist() == pytest.approx([0.8, 2.0], rel=1e-12)
+
+
+def test_a_fleet_makes_its_tasks_exact_where_they_can_be() -> None:
+    for options, queries in (({}, 3), ({"hidden": 4}, 6), ({"kind": "boundaries"}, 6)):
+        each = fleet((3,), **options)
+        drawn = {name: value[1, 0] for name, value in each.draw(each, "test", 1, 6)(0).items()}
+        task = each.make(drawn, *each.run(1))
+        assert (len(task.support[0]), len(task.query[0])) == (5, queries)
+        assert each.classes == ("kind" in options)

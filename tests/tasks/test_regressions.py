@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from companion.streams import stream
-from companion.tasks.regressions import LinearFamily
+from companion.tasks.regressions import LinearFamily, regression_fleet
 
 COVARIANCES = np.array([[[1.0, 0.5], [0.5, 2.0]], [[0.2, 0.0], [0.0, 0.1]]])
 FIELDS = dict(covariances=COVARIANCES, centres=np.array([[1.0, 0.0], [0.0, -2.0]]),
@@ -39,3 +40,15 @@ def test_draws_have_the_moments_they_should() -> None:
 def test_bad_input(message: str, fields: dict) -> None:
     with pytest.raises(ValueError, match=message):
         LinearFamily(**FIELDS | fields)
+
+
+def test_what_a_fleet_draws(check_draws) -> None:
+    family = LinearFamily(**FIELDS)
+    check_draws(lambda seeds: regression_fleet(family, seeds, alpha=0.3, support=5, copies=2))
+    fleet = regression_fleet(family, (3,), alpha=0.3, support=5)
+    x, y = (side[0, 1] for side in fleet.draw(fleet, "train", 2, 4)(0))
+    task = fleet.make((x, y))
+    assert (x.shape, fleet.alpha.tolist()) == ((9, 2), [0.3])
+    assert torch.equal(torch.cat([task.support[0], task.query[0]]), x)
+    assert torch.equal(torch.cat([task.support[1], task.query[1]]), y)
+    assert len(task.support[0]) == 5

@@ -7,7 +7,7 @@ from torch.func import vmap
 
 from companion.nets import two_layer
 from companion.streams import normals, torch_stream
-from companion.tasks import teachers
+from companion.tasks import Fleet, teachers
 from companion.theory.kernels import hessian, population_loss
 
 F64 = torch.float64
@@ -15,7 +15,7 @@ BASE = dict(dim=8, hidden=3, rho_easy=1.0, rho_hard=0.3, distance=1.5, var_easy=
 
 
 def family(**changes: float) -> teachers.Teachers:
-    return teachers.family(torch_stream(0, "tests/teachers"), **BASE | changes)
+    return teachers.teachers(torch_stream(0, "tests/teachers"), **BASE | changes)
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.7, 2.0, math.sqrt(6)])
@@ -94,3 +94,52 @@ def test_a_sampled_task_is_its_teachers_output() -> None:
 def test_bad_input(changes: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         family(**changes)
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch_stream(0, "tests"), dtype=F64)
+
+
+def test_features_are_the_derivative_of_the_output() -> None:
+    w, x = normal(2, 4), normal(9, 4)
+    phi = teachers.features("relu", w, x)
+    torch.testing.assert_close(phi, ((x @ w.T > 0).double()[..., None] * x[:, None]).flatten(1))
+    soft = teachers.features("softplus", w, x)
+    torch.testing.assert_close(soft, (torch.sigmoid(x @ w.T)[..., None] * x[:, None]).flatten(1))
+
+
+def test_the_drawn_curvature_is_the_exact_one() -> None:
+    w, rho = normal(2, 4), torch.tensor(0.6, dtype=F64)
+    x = normal(400_000, 4)
+    exact = teachers.curvature("relu", w, rho, x[:1])
+    phi = teachers.features("relu", w, rho.sqrt() * x)
+    error = (phi[:, :, None] * phi[:, None]).std(0) / len(x) ** 0.5
+    assert ((phi.mT @ phi / len(x) - exact).abs() / error).max() < 4.5
+
+
+def fleet(seeds: tuple[int, ...], support: int | None = None, activation: str = "relu") -> Fleet:
+    setting = {name: value for name, value in BASE.items() if name not in ("dim", "hidden")}
+    return teachers.teacher_fleet(activation, [setting | {"alpha": a} for a in (0.9, 0.3)], seeds,
+                                  dim=8, hidden=3, support=support)
+
+
+@pytest.mark.parametrize("support", [None, 6])
+def test_what_a_fleet_draws(check_draws, support: int | None) -> None:
+    check_draws(lambda seeds: fleet(seeds, support))
+    both, one = fleet((7, 4), support), fleet((4,), support)
+    assert torch.equal(both.run(3)[0].centres, one.run(0)[0].centres)
+    assert not torch.equal(both.run(2)[0].centres, both.run(3)[0].centres)
+    assert (both.population, both.training_dtype) == (
+        (True, F64) if support is None else (False, torch.float32))
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_inner_rates_are_relative_to_the_largest_easy_curvature(activation: str) -> None:
+    each = fleet((7,), activation=activation)
+    (of,) = each.run(0)
+    x, mean = teachers.inputs(7, 8), torch.zeros(24, 24, dtype=F64)
+    for z in teachers.drawn(of, 7, 50)["teacher"]:
+        w = of.centres[teachers.EASY] + of.spread[teachers.EASY] * z
+        phi = (torch.sigmoid(x @ w.T)[..., None] * x[:, None]).flatten(1)  # rho is 1
+        mean += (hessian(w, w, 1.0, "relu") if activation == "relu" else phi.T @ phi / 4000) / 50
+    assert (each.alpha * torch.linalg.eigvalsh(mean)[-1]).tolist() == pytest.approx([0.9, 0.3])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from companion.evaluation import Estimate, estimate
-from companion.experiments.linear.measure import adapted_risks, draws_needed, monte_carlo
+from companion.monte_carlo import adapted_risks, draws_needed, monte_carlo
 from companion.streams import stream
 from companion.tasks.regressions import LinearFamily, easy_and_hard
 from companion.theory.landscape import Mixture

@@ -1,0 +1,153 @@
+"""Real experiments cut off and resumed: the bytes of an undisturbed run, and nothing of another
+config."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from companion import records, runs
+from companion.errors import RecordError
+from companion.experiment import Experiment
+from companion.experiments import linear, rules
+
+SHORT = linear.Config(draws=2000, sweeps={"distance": (0.5, 2.0, 4.0), "var_hard": (0.1, 1.0)})
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def run(experiment: Experiment) -> records.Record:
+    return runs.run(experiment, progress=False, say=lambda message: None)
+
+
+def made(config: linear.Config = SHORT, failing: Callable[[dict], bool] = lambda point: False,
+         points: Callable = linear.points) -> tuple[Experiment, list[dict]]:
+    """The experiment "linear" with another config, and the points that it has measured."""
+    measured: list[dict] = []
+
+    def measure(config, point, device):
+        measured.append(dict(point))
+        if failing(point):
+            raise KeyError("a bug")
+        return linear.measure(config, point, device)
+
+    return replace(linear.EXPERIMENT, profiles={"quick": config}, measure=measure,
+                   points=points), measured
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
+def test_killed_at_seven_moments_the_table_is_the_same(results: Path) -> None:
+    where = results / "linear" / "quick"
+
+    def lines() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in where.glob("journal-*.jsonl"))
+
+    command, kept = [sys.executable, "-m", "companion", "run", "linear", "--profile", "quick"], []
+    for least in (1, 2, 4, 7, 10, 13, 16):  # the first line is the header
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while lines() <= least and process.poll() is None:
+                time.sleep(0.001)
+            assert process.poll() is None, "the run ended before it could be killed"
+            process.send_signal(signal.SIGKILL)
+        kept.append(lines())
+    assert kept == sorted(set(kept))
+    assert kept[-1] < 20
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"{kept[-1] - 1} of 19 points are kept" in said
+    resumed = (where / "table.csv").read_bytes()
+    os.environ["COMPANION_RESULTS"] = str(results / "calm")
+    assert run(linear.EXPERIMENT).provenance["points_before"] == 0
+    assert resumed == (results / "calm" / "linear" / "quick" / "table.csv").read_bytes()
+
+
+@pytest.mark.parametrize("change", [
+    {"draws": 2001}, {"sweeps": {"distance": (0.5, 2.5, 4.0), "var_hard": (0.1, 1.0)}},
+    {"base": dict(SHORT.base) | {"dim": 4}}], ids=["draws", "sweeps", "base"])
+def test_nothing_of_another_config_is_used(results: Path, change: dict) -> None:
+    before, measured = made(failing=lambda point: point["x"] == 0.1)
+    with pytest.raises(runs.Unfinished, match="1 of 5 points failed"):
+        run(before)
+    config = replace(SHORT, **change)
+    today, again = made(config)
+    record = run(today)
+    assert again == linear.points(config)
+    assert record.table[["sweep", "x"]].to_dict("records") == linear.points(config)
+    assert record.provenance["points_before"] == 0
+    expected = [linear.measure(config, point, "cpu")[0] for point in linear.points(config)]
+    assert record.table.to_dict("records") == expected
+    with pytest.raises(RecordError, match="the experiment has changed since"):
+        before.load("quick")
+    mended, rest = made()
+    run(mended)  # the journal of before is still its own
+    assert rest == [point for point in measured if point["x"] == 0.1]
+
+
+def test_a_journal_under_another_name_is_refused(results: Path) -> None:
+    before, _ = made(failing=lambda point: point["x"] == 0.1)
+    with pytest.raises(runs.Unfinished):
+        run(before)
+    today, again = made(replace(SHORT, draws=2001))
+    (journal,) = (results / "linear" / "quick").glob("journal-*")
+    journal.rename(journal.with_name(f"journal-{today.key('quick')[:12]}.jsonl"))
+    with pytest.raises(RecordError, match="must be the journal of this run, got that of another"):
+        run(today)
+    assert not again
+
+
+def test_another_rule_or_point_makes_a_record_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record in use is refused as soon as the config has one rule more, or the same config one
+    point more."""
+    monkeypatch.undo()
+    assert len(rules.EXPERIMENT.load("full").table)
+    config = rules.PROFILES["full"]
+    for changed in (
+        replace(rules.EXPERIMENT, profiles={"full": replace(config, rules=(*config.rules, "new"))}),
+        replace(rules.EXPERIMENT, points=lambda config: [*rules.points(config), {"kind": "new"}]),
+        replace(rules.EXPERIMENT, points=lambda config: rules.points(config)[:-1]),
+    ):
+        with pytest.raises(RecordError, match="the experiment has changed since"):
+            changed.load("full")
+
+
+def test_a_point_that_is_there_twice_is_refused(results: Path) -> None:
+    twice, measured = made(replace(SHORT, sweeps={"distance": (0.5, 2.0, 0.5)}))
+    with pytest.raises(ValueError, match="points must differ from each other, got 2 different of "
+                                         "3; name what tells them apart"):
+        run(twice)
+    assert not measured
+    assert not list(results.iterdir())
+
+
+@pytest.mark.parametrize("other", [
+    lambda row: row | {"more": 1}, lambda row: {name: row[name] for name in sorted(row)},
+    lambda row: {name: row[name] for name in list(row)[1:]}], ids=["more", "in order", "less"])
+def test_rows_with_other_columns_are_refused(results: Path, other: Callable[[dict], dict]) -> None:
+    def measure(config, point, device):
+        rows = linear.measure(config, point, device)
+        return list(map(other, rows)) if point["x"] == 4.0 else rows
+
+    with pytest.raises(ValueError, match="rows of one table must have the same columns"):
+        run(replace(linear.EXPERIMENT, profiles={"quick": SHORT}, measure=measure))
+    assert not (results / "linear" / "quick" / "table.csv").exists()
+
+
+def test_the_journal_keeps_the_columns_in_their_order(results: Path) -> None:
+    """Sorted columns, which the rows of this experiment do not have, would be another table."""
+    before, _ = made(failing=lambda point: point["x"] == 0.1)
+    with pytest.raises(runs.Unfinished):
+        run(before)
+    (journal,) = (results / "linear" / "quick").glob("journal-*")
+    entries = [json.loads(line.split(" ", 1)[1]) for line in journal.read_text().splitlines()]
+    assert list(entries[1]["rows"][0]) == ["sweep", "x", "value", "error", "draws", "exact"]
+    assert list(run(made()[0]).table) == list(entries[1]["rows"][0])
