@@ -10,6 +10,7 @@ import torch
 
 from companion.experiments import alignment
 from companion.fleets import Budget, Model, start, train
+from companion.measures import kronecker
 from companion.records import Record
 from companion.streams import stream
 
@@ -66,11 +67,11 @@ def test_fit_kronecker_finds_a_product_that_there_is() -> None:
     rng = stream(0, "tests/fit")
     left, right, g = (rng.standard_normal((3, 3)), rng.standard_normal((4, 4)),
                       rng.standard_normal((50, 3, 4)))
-    a, b = alignment.fit_kronecker(g, left @ g @ right)
+    a, b = kronecker.fit_kronecker(g, left @ g @ right)
     np.testing.assert_allclose(a @ g @ b, left @ g @ right, atol=1e-9)
-    assert alignment.cosine(g, 2 * g) == pytest.approx(1, abs=1e-12)
-    assert alignment.cosine(g, -g) == pytest.approx(-1, abs=1e-12)
-    assert alignment.cosine(g, 0 * g) == 0
+    assert kronecker.cosine(g, 2 * g) == pytest.approx(1, abs=1e-12)
+    assert kronecker.cosine(g, -g) == pytest.approx(-1, abs=1e-12)
+    assert kronecker.cosine(g, 0 * g) == 0
 
 
 def test_d4_flips(around) -> None:

@@ -11,8 +11,9 @@ from torch.func import vmap
 
 from companion import nets
 from companion.adaptation import adapt
-from companion.experiments import collapse, linear_layers
+from companion.experiments import linear_layers
 from companion.fleets import Budget, Model, scores, start
+from companion.measures import collapse
 from companion.meta_optimizers import sgd
 from companion.records import Record
 from companion.streams import torch_stream
@@ -164,16 +165,18 @@ def table(around) -> pd.DataFrame:
     config, rows = linear_layers.PROFILES["full"], []
     for point in linear_layers.points(config):
         for alpha in config.alphas:
-            rows += [{**point, "alpha": alpha, "seed": seed, "risk_1": risk, "valid": risk + alpha,
-                      "off": 1e-15, "collapsed": 0.55, "collapsed_tuned": 0.45}
+            layers = point["added"] > 0 and point["frozen"] == "none"
+            multiplied = {"off": 1e-15, "collapsed": 0.55, "collapsed_tuned": 0.45}
+            rows += [{**point, "alpha": alpha, "seed": seed, "risk_1": risk, "valid": risk + alpha}
+                     | (multiplied if layers else dict.fromkeys(multiplied))
                      for seed, risk in enumerate(around(0.5 if point["added"] == 0 else 0.4))]
     return pd.DataFrame(rows)
 
 
 def words(table: pd.DataFrame) -> list[str]:
     record = Record(table, {"config": {"widths": linear_layers.PROFILES["full"].widths}})
-    return [finding(record).word for finding in (linear_layers.gain, linear_layers.no_better,
-                                                 linear_layers.at_own_rate)]
+    findings = linear_layers.EXPERIMENT.findings
+    return [findings[part](record).word for part in ("D2/gain", "D2/collapse", "D2/own rate")]
 
 
 def test_d2_flips(table: pd.DataFrame) -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.func import grad
 
+from companion import nets
 from companion.adaptation import adapt
-from companion.experiments import quadratic, two_layer
-from companion.fleets import Budget, start, train
+from companion.experiments import two_layer
+from companion.fleets import Budget, Model, start, train
+from companion.measures import quadratic
 from companion.meta_optimizers import sgd
 from companion.records import Record
 from companion.streams import torch_stream
@@ -79,10 +81,9 @@ def test_predictions_are_the_linear_theory_at_the_teachers() -> None:
 
 
 def test_groups_are_measured_as_each_task_is() -> None:
-    fleet, point = fleet_of("erf", (3, 7)), {"activation": "erf", "hidden": 2}
-    model = two_layer.model_of(TINY, point, "maml")
+    fleet, model = fleet_of("erf", (3, 7)), Model(nets.two_layer(6, 2, "erf"))
     params, budget = start(fleet, model), replace(TINY.budget, test_tasks=8, batch=8)
-    groups, overall = two_layer.by_group(fleet, model, params, budget, "erf")
+    columns = quadratic.by_group(fleet, model, params, budget, "erf")
     drawn = fleet.draw(fleet, "test", 8, 60)(0)
     for run in range(2):
         (family,), one = fleet.run(run), {"weight": params["weight"][run]}
@@ -99,10 +100,10 @@ def test_groups_are_measured_as_each_task_is() -> None:
             rows.append([int(group), loss(one, None), loss(moved, None), slope.norm()])
         table = pd.DataFrame(np.array(rows, dtype=float),
                              columns=["group", "before", "after", "gradient"])
-        assert overall[run] == pytest.approx(table["after"].mean(), rel=1e-10)
+        assert columns["maml"][run] == pytest.approx(table["after"].mean(), rel=1e-10)
         for name, number in (("easy", 0), ("hard", 1)):
             for column, value in table[table["group"] == number].mean().drop("group").items():
-                assert groups[f"{name}_{column}"][run] == pytest.approx(value, rel=1e-10)
+                assert columns[f"maml_{name}_{column}"][run] == pytest.approx(value, rel=1e-10)
 
 
 def test_nearby_tasks_are_as_the_linear_theory_says() -> None:
@@ -111,9 +112,10 @@ def test_nearby_tasks_are_as_the_linear_theory_says() -> None:
     near = {name: value * 0.01 for name, value in BASE.items() if "var" in name}
     fleet = fleet_of("relu", (3, 7), distance=0.2, **near)
     budget = Budget(steps=250, tasks=20, rate=0.05, test_tasks=400, batch=100)
-    for method in two_layer.METHODS:
-        model = two_layer.model_of(TINY, {"activation": "relu", "hidden": 2}, method)
-        _, risk = two_layer.by_group(fleet, model, train(fleet, model, budget), budget, "relu")
+    for method in ("nal", "maml"):
+        model = Model(nets.two_layer(6, 2, "relu"), method)
+        trained = train(fleet, model, budget)
+        risk = quadratic.by_group(fleet, model, trained, budget, "relu")[method]
         for i, seed in enumerate(fleet.seeds):
             said = quadratic.predict("relu", fleet.run(i)[0], float(fleet.alpha[i]), None, seed,
                                      count=400)
@@ -124,21 +126,21 @@ def test_nearby_tasks_are_as_the_linear_theory_says() -> None:
 def test_the_rows_of_a_point(index: int) -> None:
     points = two_layer.points(TINY)
     assert len(points) == 9
-    rows = two_layer.measure_point(TINY, points[index], "cpu")
+    rows = two_layer.measure(TINY, points[index], "cpu")
     assert [(row["x"], row["seed"]) for row in rows] == [
         (x, seed) for x in points[index]["x"] for seed in range(2)]
     assert len({row["maml"] for row in rows}) == len(rows)
     assert all(0 < row["maml"] < 1 for row in rows)
     assert all(isinstance(value, str | int | float) for row in rows for value in row.values())
     if index == 0:
-        assert rows == two_layer.measure_point(TINY, points[index], "cpu")
+        assert rows == two_layer.measure(TINY, points[index], "cpu")
 
 
 def test_values_of_a_sweep_do_not_see_each_other() -> None:
     """A run is the same in another fleet: draws and starts belong to the seed."""
-    both = two_layer.measure_point(TINY, two_layer.points(TINY)[0], "cpu")
+    both = two_layer.measure(TINY, two_layer.points(TINY)[0], "cpu")
     alone = replace(TINY, sweeps={"distance": (1.5,)})
-    one = two_layer.measure_point(alone, two_layer.points(alone)[0], "cpu")
+    one = two_layer.measure(alone, two_layer.points(alone)[0], "cpu")
     for row, same in zip(both[2:], one, strict=True):
         text = {"activation", "sweep"}
         assert all(row[name] == same[name] for name in text)
@@ -211,10 +213,13 @@ def test_the_order_flips() -> None:
     assert noisy[0].detectable > 0
 
 
-def test_the_base_setting_counts_once() -> None:
-    config = two_layer.PROFILES["full"]
-    rows = two_layer.landscape(made(), config.base)
-    settings = rows.groupby(["sweep", "x"]).size()
+def test_the_base_setting_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, seen = two_layer.PROFILES["full"], []
+    order = quadratic.order
+    monkeypatch.setattr(quadratic, "order", lambda rows: seen.append(rows) or order(rows))
+    two_layer.correlations(Record(made(), {"config": {"base": config.base}}))
+    assert len(seen) == len(config.activations)
+    settings = seen[0].groupby(["sweep", "x"]).size()
     assert (len(settings)
             == sum(len(xs) for sweep, xs in config.sweeps.items() if sweep != "hidden") - 3)
     assert ("distance", config.base["distance"]) in settings.index
