@@ -30,7 +30,7 @@ class Fleet:
         alpha: inner rates, [run].
         draw: (fleet, purpose, tasks, query) -> a function of the step: what its tasks are made
             from, [run, task, ...], with ``query`` samples to score on; alike for one seed.
-        make: (drawn, *settings) of one task -> the task.
+        make: ``(drawn, *settings)`` of one task -> the task.
         classes: whether labels are classes, so that there is an accuracy.
         population: whether a side is a whole population and not samples, both sides the same.
         training_dtype: samples are noisier than float32; exact losses want float64.

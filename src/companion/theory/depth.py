@@ -162,10 +162,10 @@ def _risk(p: Any, moments: _Moments) -> float:
 
 def preconditioned_risk(preconditioner: ArrayLike, covariance: ArrayLike,
                         task_covariance: ArrayLike, support: float, noise: float = 0.0) -> float:
-    """The excess risk after one preconditioned step from 0: E |P vec(-G) - vec(W*)|^2 / 2 in the
-    norm of I kron S. P and C, the covariance of vec(W*), are [o * d, o * d]; S, that of the inputs,
-    [d, d], positive definite; ``noise`` is the standard deviation of the labels' noise. ValueError:
-    shapes that do not match, or an argument out of range."""
+    """The excess risk after one preconditioned step from 0: ``E |P vec(-G) - vec(W*)|^2 / 2`` in
+    the norm of I kron S. P and C, the covariance of vec(W*), are [o * d, o * d]; S, that of the
+    inputs, [d, d], positive definite; ``noise`` is the standard deviation of the labels' noise.
+    ValueError: shapes that do not match, or an argument out of range."""
     moments = _moments(covariance, task_covariance, support, noise)
     p, shape = real("preconditioner", preconditioner), moments.matrices()[0].shape
     require(p.shape == shape, "preconditioner.shape", f"be {shape}", p.shape, "it acts on vec(G)")
@@ -190,8 +190,8 @@ def best_kronecker(covariance: ArrayLike, task_covariance: ArrayLike, support: f
     """The factors of the best step W = left (-G) right, one Kronecker product: [o, o] and [d, d].
 
     The risk is quadratic in either factor, so they are fitted in turn, from left = I and from the
-    left factor of the Kronecker product nearest to P*; the better end is returned, |left|^2 = o.
-    It is P* for C = C_o kron C_i without noise. Source: derived in book/depth/meta_optimizers.
+    left factor of the Kronecker product nearest to P*; the better end is returned, ``|left|^2 =
+    o``. It is P* for C = C_o kron C_i without noise. Source: derived in book/depth/meta_optimizers.
     """
     full = best_preconditioner(covariance, task_covariance, support, noise)
     moments = _moments(covariance, task_covariance, support, noise)
