@@ -132,14 +132,19 @@ def judge(rows: pd.DataFrame, what: str, names: Sequence[str] = (), *, above: fl
     """The finding of a part that is asked of every row, an interval each. The row that is furthest
     on the wrong side, or nearest to it, gives the number; ``names`` are the columns that tell the
     cases apart."""
-    cases = {", ".join(f"{row[name]}" for name in names): word(row, above=above, inside=inside)
-             for _, row in rows.iterrows()}
+    cases = {_case(row, names): word(row, above=above, inside=inside) for _, row in rows.iterrows()}
     margin = rows["low"]
     if inside is not None:
         margin = np.minimum(margin - inside[0], inside[1] - rows["high"])
     row, outcome = rows.loc[margin.idxmin()], together(cases.values())
-    case = ", ".join(f"{row[name]}" for name in names)
+    case = _case(row, names)
     interval = Interval(*(float(row[name]) for name in ("value", "low", "high")))
     return Finding(outcome, interval, f"{what}, weakest case ({case})" if case else what,
                    cases if names else {},
                    interval.detectable if outcome == "inconclusive" else None)
+
+
+def _case(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A case in words: texts as they are, numbers with the name of their column."""
+    return ", ".join(row[name] if isinstance(row[name], str)
+                     else f"{name.replace('_', ' ')} {row[name]:g}" for name in names)

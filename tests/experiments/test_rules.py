@@ -61,7 +61,8 @@ def test_d3_flips(table: pd.DataFrame) -> None:
     mlp = kfo & (table["kind"] == "mlp")
     holds = rules.synthetic(Record(table, {}))
     assert holds.word == "supported"
-    assert set(holds.cases) == {"regression, 1", "regression, 3", "boundaries, 3", "mlp, 3"}
+    assert set(holds.cases) == {
+        "regression, steps 1", "regression, steps 3", "boundaries, steps 3", "mlp, steps 3"}
     assert holds.interval.value == pytest.approx(1.25, rel=0.02)
     assert found(mlp, 0.6).word == "mixed"
     assert found(kfo, 0.6).word == "contradicted"

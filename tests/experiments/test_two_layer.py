@@ -197,7 +197,7 @@ def test_l4_flips() -> None:
     assert words(rho & (table["x"] <= 0.2), 0.6)[1] == "contradicted"
     assert words(near & erf, 1.1 / 1.7) == [yes, "inconclusive", yes]
     assert findings(table)[1].cases == {
-        f"{activation}, {x}": yes for activation in ("erf", "relu", "softplus")
+        f"{activation}, x {x}": yes for activation in ("erf", "relu", "softplus")
         for x in (0.05, 0.1, 0.2)}
 
 

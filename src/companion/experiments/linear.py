@@ -67,7 +67,7 @@ def equal_hardness(record: Record) -> Finding:
     """L2: drawn and exact agree over rho_H / rho_E, and at equal hardness the ratio is 1."""
     equal = estimates(record.table, "rho_hard")[-1]
     holds = agrees(record.table, "rho_hard") and abs(equal.sigmas(1)) <= 4
-    return _finding(holds, equal, "risk NAL / MAML at rho_H = rho_E")
+    return _finding(holds, equal, "risk NAL / MAML at ρ_H = ρ_E")
 
 
 def packed_and_far(record: Record) -> Finding:

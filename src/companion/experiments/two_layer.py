@@ -129,7 +129,7 @@ def equal_hardness(record: Record) -> Finding:
 def packed_and_far(record: Record) -> Finding:
     """L4: for packed, far hard optima and rho_E / rho_H >= 5 the ratio is above 1.1."""
     rows = tables.where(ratios(record.table), sweep="rho_hard")
-    return tables.judge(rows[rows["x"] <= 0.2], "risk NAL / MAML at rho_E / rho_H >= 5",
+    return tables.judge(rows[rows["x"] <= 0.2], "risk NAL / MAML at ρ_E / ρ_H ≥ 5",
                         ["activation", "x"], above=1.1)
 
 
