@@ -67,7 +67,8 @@ def table(around, deep: float = 0.4, boundaries: float | None = None,
 def test_d1_flips(around, changes: dict, word: str) -> None:
     found = shallow.synthetic(table(around, **changes))
     assert found.word == word
-    assert set(found.cases) == {f"{kind}, train steps {k}" for kind in shallow.KINDS for k in (1, 5)}
+    assert set(found.cases) == {f"{kind}, train steps {k}" for kind in shallow.KINDS
+                                for k in (1, 5)}
     assert (found.detectable is not None) == (word == "inconclusive")
     if word == "supported":
         assert found.interval.value == pytest.approx(1.25, rel=0.02)
