@@ -57,7 +57,8 @@ def teachers(generator: torch.Generator, *, dim: int, hidden: int, rho_easy: flo
             "every row turns in a plane")
     for name, value in (("rho_easy", rho_easy), ("rho_hard", rho_hard), ("length", length)):
         require(0 < value < math.inf, name, "be positive and finite", value, "it is a scale")
-    at_least("var_easy, var_hard", (var_easy, var_hard), 0, "a variance is not negative")
+    for name, value in (("var_easy", var_easy), ("var_hard", var_hard)):
+        at_least(name, value, 0, "a variance is not negative")
     furthest = length * math.sqrt(2 * hidden)
     require(0 <= distance <= furthest, "distance", f"lie in [0, {furthest:.4g}]", distance,
             "or make the rows longer")
