@@ -92,8 +92,8 @@ def test_every_number_is_in_the_key(name: str) -> None:
 
 
 def test_no_constant_of_an_experiment_is_outside_its_config() -> None:
-    """But those that are part of what is measured: which layers are compared, how long a fit
-    alternates, how many last steps a final objective is a mean over."""
+    """But those that are part of what is measured: which layers are compared, and how many last
+    steps a final objective is a mean over."""
     found = set()
     for path in Path(experiments.__file__).parent.glob("*.py"):
         for line in ast.parse(path.read_text()).body:
@@ -103,7 +103,7 @@ def test_no_constant_of_an_experiment_is_outside_its_config() -> None:
             ):
                 found |= {f"{path.stem}.{node.id}" for target in line.targets
                           for node in ast.walk(target) if isinstance(node, ast.Name)}
-    assert found == {"alignment.BOTTOM", "alignment.UPPER", "alignment._ROUNDS", "images._LAST"}
+    assert found == {"alignment.BOTTOM", "alignment.HIDDEN", "images._LAST"}
 
 
 def test_an_unknown_experiment_or_profile() -> None:

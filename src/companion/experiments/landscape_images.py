@@ -121,13 +121,13 @@ def differences(table: pd.DataFrame, base: float) -> pd.DataFrame:
 
 
 def slopes(table: pd.DataFrame, method: str = "MAML") -> pd.DataFrame:
-    """The slope of accuracy on hard episodes against the fraction of hard training tasks, by least
-    squares for each seed, of every source, environment and k."""
+    """The least-squares slope of accuracy on hard episodes against the fraction, over seeds."""
     keys, rows = ["source", "environment", "k"], []
     for key, some in tables.where(hard_rows(table), method=method).groupby(keys, sort=False):
         wide = some.pivot_table(index="seed", columns="fraction", values="accuracy")
-        slope = np.polyfit(np.asarray(wide.columns, dtype=float), wide.to_numpy().T, 1)[0]
-        rows.append(dict(zip(keys, key, strict=True)) | tables.columns(tables.mean(slope)))
+        x = np.asarray(wide.columns, dtype=float) - np.mean(wide.columns)
+        slope = tables.mean(wide.to_numpy() @ x / (x @ x))
+        rows.append(dict(zip(keys, key, strict=True)) | tables.columns(slope))
     return pd.DataFrame(rows)
 
 
