@@ -12,13 +12,13 @@ from companion import nets
 from companion.adaptation import adapt
 from companion.experiments import two_layer
 from companion.fleets import Budget, Model, start, train
-from companion.measures import quadratic
+from companion.measures import networks, quadratic
 from companion.meta_optimizers import sgd
 from companion.records import Record
 from companion.streams import torch_stream
 from companion.tasks import teachers
 from companion.theory.gaussian import excess_risk, minimiser_maml, minimiser_nal, q_matrix
-from companion.theory.kernels import population_loss
+from companion.theory.kernels import hessian, population_loss
 
 F64 = torch.float64
 BASE = {"rho_easy": 1.0, "rho_hard": 0.2, "distance": 1.0, "var_easy": 0.1, "var_hard": 0.02,
@@ -81,13 +81,16 @@ def test_predictions_are_the_linear_theory_at_the_teachers() -> None:
 
 
 def test_groups_are_measured_as_each_task_is() -> None:
+    """Risks and pulls from one task after another; what MAML's gradient is, (I - a H) grad f(w+),
+    from the Hessian of the exact loss."""
     fleet, model = fleet_of("erf", (3, 7)), Model(nets.two_layer(6, 2, "erf"))
     params, budget = start(fleet, model), replace(TINY.budget, test_tasks=8, batch=8)
     columns = quadratic.by_group(fleet, model, params, budget, "erf")
     drawn = fleet.draw(fleet, "test", 8, 60)(0)
     for run in range(2):
         (family,), one = fleet.run(run), {"weight": params["weight"][run]}
-        rows = []
+        alpha = fleet.alpha[run]
+        risks, slopes = {0: [], 1: []}, {0: [], 1: []}
         for i in range(8):
             t, rho, group = teachers.teacher(family, {name: value[run, i]
                                                       for name, value in drawn.items()})
@@ -95,15 +98,44 @@ def test_groups_are_measured_as_each_task_is() -> None:
             def loss(p, batch, t=t, rho=rho):
                 return population_loss(p["weight"], t, rho, "erf")
 
-            moved = adapt(loss, one, None, steps=1, update=sgd(fleet.alpha[run]))
-            slope = grad(loss)(one, None)["weight"]
-            rows.append([int(group), loss(one, None), loss(moved, None), slope.norm()])
-        table = pd.DataFrame(np.array(rows, dtype=float),
-                             columns=["group", "before", "after", "gradient"])
-        assert columns["maml"][run] == pytest.approx(table["after"].mean(), rel=1e-10)
-        for name, number in (("easy", 0), ("hard", 1)):
-            for column, value in table[table["group"] == number].mean().drop("group").items():
-                assert columns[f"maml_{name}_{column}"][run] == pytest.approx(value, rel=1e-10)
+            moved = adapt(loss, one, None, steps=1, update=sgd(alpha))
+            before, after = (grad(loss)(p, None)["weight"].flatten() for p in (one, moved))
+            left = torch.eye(12, dtype=F64) - alpha * hessian(one["weight"], t, rho, "erf")
+            risks[int(group)].append([loss(one, None), loss(moved, None)])
+            slopes[int(group)].append(torch.stack([before, left @ after]) / 8)
+        every = np.array(risks[0] + risks[1], dtype=float)
+        assert columns["maml"][run] == pytest.approx(every[:, 1].mean(), rel=1e-10)
+        pulls = [torch.stack(slopes[group]).sum(0) for group in (0, 1)]
+        for k, when in enumerate(("before", "after")):
+            for group, name in enumerate(("easy", "hard")):
+                mean = np.array(risks[group], dtype=float)[:, k].mean()
+                assert columns[f"maml_{name}_{when}"][run] == pytest.approx(mean, rel=1e-10)
+                assert columns[f"maml_{name}_pull_{when}"][run] == pytest.approx(
+                    float(pulls[group][k].norm()), rel=1e-9)
+            whole = (pulls[0][k] + pulls[1][k]).norm() / sum(pull[k].norm() for pull in pulls)
+            assert columns[f"maml_imbalance_{when}"][run] == pytest.approx(float(whole), rel=1e-9)
+
+
+def test_hardness_is_measured_on_the_curvatures() -> None:
+    """h against the eigenvalues of H^-1/2 Q H^-1/2 by another route, and what a step leaves of each
+    group; where tasks are far from any step h is 1."""
+    fleet = fleet_of("erf", (7,))
+    (family,), alpha = fleet.run(0), float(fleet.alpha[0])
+    easy = teachers.aligned(family.centres[0], family.centres[1])
+    family = family._replace(centres=torch.stack([easy, family.centres[1]]))
+    drawn = teachers.drawn(family, 7, 40)
+    left, shares = [], {0: [], 1: []}
+    for i in range(40):
+        w, rho, group = teachers.teacher(family, {n: value[i] for n, value in drawn.items()})
+        eigenvalues = torch.linalg.eigvalsh(teachers.curvature("erf", w, rho, normal(1, 6)))
+        after = (1 - alpha * eigenvalues) ** 2  # of H^-1/2 Q H^-1/2: at m = infinity they commute
+        left += after.tolist()
+        shares[int(group)].append(float((after * eigenvalues).sum() / eigenvalues.sum()))
+    said = quadratic.predict("erf", family, alpha, None, 7, count=40)
+    assert said.spread == pytest.approx(min(left) / max(left), rel=1e-6)
+    assert said.left_easy == pytest.approx(np.mean(shares[0]), rel=1e-6)
+    assert said.left_hard == pytest.approx(np.mean(shares[1]), rel=1e-6)
+    assert quadratic.predict("erf", family, 0.0, None, 7, count=40).spread == pytest.approx(1)
 
 
 def test_nearby_tasks_are_as_the_linear_theory_says() -> None:
@@ -165,61 +197,94 @@ def made(noise: float = 0.001) -> pd.DataFrame:
     for activation in config.activations:
         for sweep, xs in config.sweeps.items():
             for i, x in enumerate(xs):
-                ratio = 1.0 if (sweep, x) == ("rho_hard", 1.0) else 1.5 + 0.1 * i
+                ratio = 1.5 + 0.1 * i
                 for seed in range(config.seeds):
                     maml = 0.1 * (1 + noise * rng.standard_normal())
                     where = {"activation": activation, "sweep": sweep, "x": float(x), "seed": seed}
-                    predicted = {"predicted_nal": 2 * ratio, "predicted_maml": 2.0}
-                    rows.append(where | predicted | {"nal": ratio * 0.1, "maml": maml})
+                    rows.append(where | {
+                        "predicted_nal": 2 * ratio, "predicted_maml": 2.0, "nal": ratio * 0.1,
+                        "maml": maml, "h": 0.05,  # a ceiling of 5.5
+                        "nal_imbalance_before": 0.1, "maml_imbalance_before": 0.9,
+                        "nal_imbalance_after": 0.8, "maml_imbalance_after": 0.1
+                        + noise * rng.standard_normal()})
     return pd.DataFrame(rows)
 
 
 def findings(table: pd.DataFrame):
     record = Record(table, {"config": {"base": two_layer.PROFILES["full"].base}})
-    return [finding(record) for finding in (two_layer.equal_hardness, two_layer.packed_and_far,
-                                            two_layer.order)]
+    return {name: finding(record).word
+            for name, finding in two_layer.EXPERIMENT.findings.items()}
+
+
+PARTS = ["L4/ceiling", "L4/packed and far", "L4/order", "L4/stationarity"]
 
 
 def test_l4_flips() -> None:
     table, yes = made(), "supported"
     erf, rho = table["activation"] == "erf", table["sweep"] == "rho_hard"
-    unequal, near = rho & (table["x"] == 1), rho & (table["x"] == 0.2)
+    near, base = rho & (table["x"] == 0.2), (table["sweep"] == "distance") & (table["x"] == 2)
 
-    def words(where, factor: float) -> list[str]:
-        changed = table.assign(nal=table["nal"].where(~where, table["nal"] * factor))
-        return [found.word for found in findings(changed)]
+    def words(where, column: str, factor: float) -> list[str]:
+        changed = table.assign(**{column: table[column].where(~where, table[column] * factor)})
+        return list(findings(changed).values())
 
-    assert words(erf & False, 1) == [yes] * 3
-    assert words(unequal, 1.03) == ["contradicted", yes, yes]
-    assert words(unequal & erf, 1.03) == ["mixed", yes, yes]
-    assert words(unequal & erf, 1.02) == ["inconclusive", yes, yes]
-    assert words(near & erf, 0.6) == [yes, "mixed", yes]
-    assert words(rho & (table["x"] <= 0.2), 0.6)[1] == "contradicted"
-    assert words(near & erf, 1.1 / 1.7) == [yes, "inconclusive", yes]
-    assert findings(table)[1].cases == {
-        f"{activation}, x {x}": yes for activation in ("erf", "relu", "softplus")
-        for x in (0.05, 0.1, 0.2)}
+    assert list(findings(table)) == PARTS
+    assert words(erf & False, "nal", 1) == [yes] * 4
+    assert words(near & erf, "nal", 0.6)[1] == "mixed"
+    assert words(rho & (table["x"] <= 0.2), "nal", 0.6)[1] == "contradicted"
+    assert words(near & erf, "nal", 1.1 / 1.7)[1] == "inconclusive"
+    assert words(erf, "h", 10)[0] == "mixed"  # h = .5, a ceiling of 1.125
+    assert words(erf | ~erf, "h", 10)[0] == "contradicted"
+    assert words(erf & base, "maml_imbalance_after", 10)[3] == "mixed"
+    assert words(base, "nal_imbalance_before", 9)[3] == "mixed"
+    assert words(erf & ~base, "maml_imbalance_after", 10)[3] == yes  # elsewhere nothing is asked
 
 
 def test_the_order_flips() -> None:
     table = made()
     reverse = 2 / table["predicted_nal"]
     erf = table["activation"] == "erf"
-    assert findings(table.assign(predicted_nal=reverse))[2].word == "contradicted"
-    assert findings(table.assign(predicted_nal=table["predicted_nal"].where(~erf, reverse))
-                    )[2].word == "mixed"
-    noisy = findings(made(noise=0.2))
-    assert [found.word for found in noisy[::2]] == ["inconclusive"] * 2
-    assert noisy[0].detectable > 0
+    one = erf & (table["sweep"] == "support")
+    for where, word in ((erf | ~erf, "contradicted"), (erf, "mixed"), (one, "mixed")):
+        changed = table.assign(predicted_nal=table["predicted_nal"].where(~where, reverse))
+        assert findings(changed)["L4/order"] == word
+    assert findings(made(noise=0.2))["L4/order"] == "inconclusive"
 
 
-def test_the_base_setting_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ceiling_leaves_its_slack() -> None:
+    found = networks.slack(made(noise=0.01))
+    first = found.iloc[0]  # distance 0, a ratio of 1.5
+    assert first["low"] < np.log(1.05**2 / 0.2 / 1.5) < first["high"]
+
+
+def test_own_steps_are_chosen_in_every_resample() -> None:
+    """Each method's best step, and an interval that knows of the choice: where steps are equally
+    good the ratio of least means is below that at any one step."""
+    xs = two_layer.PROFILES["full"].sweeps["alpha"]
+    rng = np.random.default_rng(0)
+    nal, maml = 1 + (np.array(xs) - 0.6) ** 2, 0.5 + (np.array(xs) - 1.2) ** 2
+    rows = [{"activation": "erf", "sweep": "alpha", "x": x, "seed": seed,
+             "nal": nal[i] + 0.01 * rng.standard_normal(),
+             "maml": maml[i] + 0.01 * rng.standard_normal()}
+            for i, x in enumerate(xs) for seed in range(20)]
+    (row,) = networks.own_steps(pd.DataFrame(rows)).to_dict("records")
+    assert (row["step NAL"], row["step MAML"]) == (0.6, 1.2)
+    assert row["low"] < 2 < row["high"]
+    assert row["high"] - row["low"] < 0.1
+    flat = pd.DataFrame(rows).assign(nal=1 + 0.1 * rng.standard_normal(len(rows)), maml=1.0)
+    (row,) = networks.own_steps(flat).to_dict("records")
+    assert row["value"] < flat.groupby("x")["nal"].mean().median()
+
+
+def test_a_shared_setting_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config, seen = two_layer.PROFILES["full"], []
-    order = quadratic.order
-    monkeypatch.setattr(quadratic, "order", lambda rows: seen.append(rows) or order(rows))
-    two_layer.correlations(Record(made(), {"config": {"base": config.base}}))
-    assert len(seen) == len(config.activations)
-    settings = seen[0].groupby(["sweep", "x"]).size()
-    assert (len(settings)
-            == sum(len(xs) for sweep, xs in config.sweeps.items() if sweep != "hidden") - 3)
-    assert ("distance", config.base["distance"]) in settings.index
+    order = networks.order
+    monkeypatch.setattr(networks, "order", lambda rows: seen.append(rows) or order(rows))
+    found = networks.correlations(Record(made(), {"config": {"base": config.base}}))
+    assert len(seen) == len(found) == len(config.activations) * (1 + len(config.sweeps))
+    for rows, sweep in zip(seen, found["sweep"], strict=True):
+        settings = rows.groupby(["sweep", "x"]).size()
+        expected = (sum(map(len, config.sweeps.values())) - 3 if sweep == "all"
+                    else len(config.sweeps[sweep]))
+        assert len(settings) == expected
+        assert sweep != "all" or ("distance", config.base["distance"]) in settings.index

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import stats
-from torch.func import grad, vmap
+from scipy import linalg
+from torch.func import grad_and_value, vmap
 
 from companion.checks import Array
-from companion.evaluation import Interval, bootstrap
 from companion.fleets import Budget, Model, measure
 from companion.meta_optimizers import Params
 from companion.tasks import Fleet, teachers
@@ -39,12 +37,16 @@ def leftover(activation: str, weights: torch.Tensor, rho: torch.Tensor, h: Array
 
 
 class Prediction(NamedTuple):
-    """What the quadratic model says: both risks after one step, and the distance of the centres up
-    to permutation."""
+    """What the quadratic model says: both risks after one step; the distance of the centres up to
+    permutation; the hardness spread h of the tasks, over all directions; and by group what a step
+    leaves, the mean of tr(Q) / tr(H)."""
 
     risk_nal: float
     risk_maml: float
     distance: float
+    spread: float
+    left_easy: float
+    left_hard: float
 
 
 def predict(activation: str, family: Teachers, alpha: float, support: int | None, seed: int,
@@ -58,7 +60,7 @@ def predict(activation: str, family: Teachers, alpha: float, support: int | None
     easy = teachers.aligned(family.centres[teachers.EASY], hard)
     family = family._replace(centres=torch.stack([easy, hard]))
     normal = teachers.drawn(family, seed, count)
-    weights, rho, _ = vmap(teachers.teacher, in_dims=(None, 0))(family, normal)
+    weights, rho, group = vmap(teachers.teacher, in_dims=(None, 0))(family, normal)
     x = teachers.inputs(seed, weights.shape[-1])
     h = vmap(lambda w, r: curvature(activation, w, r, x))(weights, rho).numpy()
     h = (h + h.swapaxes(1, 2)) / 2
@@ -70,7 +72,17 @@ def predict(activation: str, family: Teachers, alpha: float, support: int | None
         error = weighted_centre(matrices, optima, np.full(count, 1 / count)) - optima
         return float(np.einsum("ti,tij,tj->t", error, q, error).mean() / 2)
 
-    return Prediction(risk(h), risk(q), float((easy - hard).norm()))
+    left = np.trace(q, axis1=1, axis2=2) / np.trace(h, axis1=1, axis2=2)
+    means = (float(left[group.numpy() == one].mean()) for one in (teachers.EASY, teachers.HARD))
+    return Prediction(risk(h), risk(q), float((easy - hard).norm()), spread(h, q), *means)
+
+
+def spread(h: Array, q: Array) -> float:
+    """The hardness spread: the least over the largest eigenvalue of H^-1/2 Q H^-1/2, over tasks and
+    directions, [task, n, n] each."""
+    left = np.stack([linalg.eigh(after, before, eigvals_only=True)
+                     for after, before in zip(q, h, strict=True)])
+    return float(max(left.min(), 0.0) / left.max())
 
 
 def predictions(fleet: Fleet, activation: str, support: int | None) -> dict[str, Sequence[float]]:
@@ -79,14 +91,21 @@ def predictions(fleet: Fleet, activation: str, support: int | None) -> dict[str,
             for i, seed in enumerate(fleet.seeds)]
     return {"predicted_nal": [each.risk_nal for each in said],
             "predicted_maml": [each.risk_maml for each in said],
-            "alpha": fleet.alpha.tolist(), "distance": [each.distance for each in said]}
+            "alpha": fleet.alpha.tolist(), "distance": [each.distance for each in said],
+            "h": [each.spread for each in said], "left_easy": [each.left_easy for each in said],
+            "left_hard": [each.left_hard for each in said]}
 
 
 def by_group(fleet: Fleet, model: Model, params: Params, budget: Budget,
              activation: str) -> dict[str, Array]:
-    """Mean risk after one step over all tasks, named as the method; and by group of tasks the risk
-    before it and after it and the gradient's norm before it, as columns [run]. Exact where the
-    activation has a closed form."""
+    """Mean risk after one step over all tasks, named as the method; by group of tasks the risk
+    before it and after it; and the gradients of both, as columns [run].
+
+    The gradient "before" is that of f_i at w, "after" that of f_i(w+) in w, (I - a H_i) grad
+    f_i(w+). A group's ``pull`` is the norm of its share of the mean gradient, and ``imbalance`` the
+    norm of the whole mean over the sum of both pulls: 0 where the groups balance, as they do at a
+    stationary point. Exact where the activation has a closed form.
+    """
     loss = fleet.loss(model.net.apply)
 
     def judge(params: Params, normal: Any, family: Any, alpha: Any) -> tuple[torch.Tensor, ...]:
@@ -95,29 +114,22 @@ def by_group(fleet: Fleet, model: Model, params: Params, budget: Budget,
         exact, query = loss, task.query
         if activation in KERNELS:
             exact, query = teachers.population(activation), (weights, rho)
-        moved = model.adapt(loss, params, task.support, alpha, 1)
-        slope = grad(exact)(params, query)["weight"]
-        return group, exact(params, query), exact(moved, query), slope.square().sum().sqrt()
 
-    group, *values = measure(fleet, judge, params, budget)
-    found = {model.method: values[1].mean(1).numpy()}
-    for name, share in (("easy", 1 - group), ("hard", group)):
-        for what, each in zip(("before", "after", "gradient"), values, strict=True):
-            mean = (each * share).sum(1) / share.sum(1)
-            found[f"{model.method}_{name}_{what}"] = mean.numpy()
-    return found
+        def adapted(params: Params) -> torch.Tensor:
+            return exact(model.adapt(loss, params, task.support, alpha, 1), query)
 
+        before, after = grad_and_value(exact)(params, query), grad_and_value(adapted)(params)
+        return (group, before[1], after[1], before[0]["weight"].flatten(),
+                after[0]["weight"].flatten())
 
-def order(table: pd.DataFrame) -> Interval:
-    """Spearman's correlation over settings of predicted and measured ratio NAL / MAML, each of
-    means over seeds; its bootstrap interval over seeds."""
-    risks = table.set_index(["sweep", "x", "seed"])[
-        ["nal", "maml", "predicted_nal", "predicted_maml"]]
-
-    def statistic(drawn: Array) -> Array:
-        means = drawn.mean(axis=-2).reshape(*drawn.shape[:-2], 4, -1)
-        ranks = [stats.rankdata(means[..., i, :] / means[..., i + 1, :], axis=-1) for i in (0, 2)]
-        a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
-        return np.asarray((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
-
-    return bootstrap(statistic, risks.unstack(["sweep", "x"]).to_numpy())  # [seed, 4 * setting]
+    group, *risks, before, after = measure(fleet, judge, params, budget)
+    shares = {"easy": 1 - group, "hard": group}
+    found = {model.method: risks[1].mean(1)}
+    for when, risk, slopes in zip(("before", "after"), risks, (before, after), strict=True):
+        pulls = {name: (slopes * share[..., None]).mean(1) for name, share in shares.items()}
+        for name, share in shares.items():
+            found[f"{model.method}_{name}_{when}"] = (risk * share).sum(1) / share.sum(1)
+            found[f"{model.method}_{name}_pull_{when}"] = pulls[name].norm(dim=-1)
+        found[f"{model.method}_imbalance_{when}"] = (
+            sum(pulls.values()).norm(dim=-1) / sum(pull.norm(dim=-1) for pull in pulls.values()))
+    return {name: value.numpy() for name, value in found.items()}
