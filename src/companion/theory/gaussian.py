@@ -147,14 +147,18 @@ def _check_tasks(covariances: ArrayLike, optima: ArrayLike,
     shape = covariances.shape[:2]
     require(optima.shape == shape, "optima.shape", f"be [task, d] = {shape}", optima.shape,
             "give one optimum per covariance")
+    return covariances, optima, _check_weights(weights, shape[0])
+
+
+def _check_weights(weights: ArrayLike | None, tasks: int) -> Array:
     if weights is None:
-        return covariances, optima, np.full(shape[0], 1 / shape[0])
+        return np.full(tasks, 1 / tasks)
     weights = at_least("weights", weights, 0, "they are normalised, but none may be negative")
-    require(weights.shape == shape[:1], "weights.shape", f"be [task] = {shape[:1]}", weights.shape,
+    require(weights.shape == (tasks,), "weights.shape", f"be [task] = {(tasks,)}", weights.shape,
             "give one per task")
     require(weights.sum() > 0, "weights", "have a positive sum", weights,
             "give at least one task a weight")
-    return covariances, optima, weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def weighted_centre(matrices: Array, optima: Array, weights: Array, name: str = "E[M]") -> Array:
@@ -201,3 +205,80 @@ def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: 
     risks = np.einsum("...ti,tij,...tj->...t", error, q, error) / 2
     return np.asarray((risks + noise_risk(covariances, alpha, support, noise, steps=steps))
                       @ weights)
+
+
+def _variances(covariances: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """The variances along the eigenvectors of each task of positive weight, [task, d], rising, and
+    whether they count: rounding may leave a little where a singular covariance has none."""
+    covariances = check_covariance("covariances", covariances)
+    require(covariances.ndim == 3, "covariances.shape", "be [task, d, d]", covariances.shape,
+            "stack one per task")
+    used = _check_weights(weights, len(covariances)) > 0
+    values = np.maximum(np.linalg.eigvalsh(covariances[used]), 0)
+    counts = values > values.shape[-1] * np.finfo(float).eps * values[:, -1:]
+    require(counts.any(), "covariances", "have a direction with variance", 0.0,
+            "tasks without inputs have no hardness")
+    return values, counts
+
+
+def hardness_spread(covariances: ArrayLike, alpha: float, support: float,
+                    weights: ArrayLike | None = None, *, steps: int = 1) -> float:
+    """The hardness spread h of a family of tasks, in [0, 1]: 1 where all are equally hard.
+
+    It is the smallest over the largest of what adaptation leaves, the eigenvalues of S^-1/2 Q
+    S^-1/2 of :func:`q_matrix`, over all tasks of positive weight and all directions with variance.
+    S and Q commute: a direction of variance s keeps l <- (1 - a s)^2 l + (a^2/m)(s^2 l + tr(S^2
+    L)) a step. h = 0 where one step solves a direction exactly, and some other one is left. Where
+    nothing is left of anything, h = 1, as there is nothing to gain. Shapes [task, d, d] and [task];
+    ``alpha``, ``support`` and ``steps`` are numbers. ValueError: an argument out of range, no
+    variance at all, or an overflow. Source: derived in book/landscape/setting.
+    """
+    variances, counts = _variances(covariances, weights)
+    step, inverse_support, count = step_size(alpha), 1 / support_size(support), step_count(steps)
+    for name, array in (("alpha", step), ("support", inverse_support), ("steps", count)):
+        require(array.ndim == 0, name, "be one number", f"shape {array.shape}", "call once a value")
+    moved = step * variances
+    require(moved < 1e100, "alpha", "be below 1e100 over the largest variance", alpha,
+            "such a step diverges: take a smaller one")
+    rest = 1 - moved  # below its rounding error it is 0: the side on which the ceiling holds
+    rest[np.abs(rest) <= 4 * rest.shape[-1] * np.finfo(float).eps * moved[:, -1:]] = 0.0
+    left, scale = np.ones_like(variances), np.zeros((len(variances), 1))
+    for _ in range(int(count)):
+        noisy = (moved**2 * left).sum(-1, keepdims=True)
+        left = rest**2 * left + inverse_support * (moved**2 * left + noisy)
+        most = np.where(counts, left, 0.0).max(-1, keepdims=True)
+        most[most == 0] = 1.0
+        left, scale = left / most, scale + np.log(most)
+    with np.errstate(divide="ignore"):
+        logarithms = (np.log(left) + scale)[counts]
+    most_left = logarithms.max()
+    return 1.0 if np.isneginf(most_left) else float(np.exp(logarithms.min() - most_left))
+
+
+def effective_dimension(covariance: ArrayLike) -> Array:
+    """The effective dimension of a task's inputs, D = tr(S^2) / ||S||^2, between 1 and d: [...].
+    ||S|| is the largest eigenvalue; D = d for S = rho I. ValueError: not a covariance, or 0."""
+    covariance = check_covariance("covariance", covariance)
+    largest = np.linalg.eigvalsh(covariance)[..., -1]
+    require(largest > 0, "covariance", "not vanish: its largest eigenvalue must be > 0", largest,
+            "drop tasks without inputs")
+    scaled = covariance / largest[..., None, None]
+    return np.asarray(np.einsum("...ij,...ij->...", scaled, scaled))
+
+
+def least_spread(covariances: ArrayLike, support: float, weights: ArrayLike | None = None) -> float:
+    """A bound below the :func:`hardness_spread` after one step from m = ``support`` samples.
+
+    It is (1 + D)/(m + 1 + D), D the least :func:`effective_dimension` of the tasks of positive
+    weight: along a direction of variance s is left (1 - a s)^2 + (a^2/m)(tr(S^2) + s^2), for every
+    step a at least (1 + t)/(m + 1 + t), t = tr(S^2)/s^2 >= D. So h >= (1 + D)/(m + 1 + D) while no
+    direction is left more than it had; where the largest leftover is L > 1, h is at least this over
+    L. Arguments and errors as there. Source: derived in book/landscape/gap.
+    """
+    variances, _ = _variances(covariances, weights)
+    samples = support_size(support)
+    require(samples.ndim == 0, "support", "be one number", f"shape {samples.shape}",
+            "call once a value")
+    with_inputs = variances[variances[:, -1] > 0]
+    dimension = ((with_inputs / with_inputs[:, -1:]) ** 2).sum(-1).min()
+    return float((1 + dimension) / (samples + 1 + dimension))

@@ -92,11 +92,17 @@ class Mixture:
         return SimpleNamespace(**values, inverse_support=1 / values["support"])
 
     @cached_property
+    def _contractions(self) -> tuple[Array, Array]:
+        """c of the easy and of the hard tasks."""
+        f = self._fields
+        easy, hard = (np.asarray(contraction(rho, f.alpha, f.dim, f.inverse_support))
+                      for rho in (f.rho_easy, f.rho_hard))
+        return easy, hard
+
+    @cached_property
     def _shared(self) -> SimpleNamespace:
         """Shared parts: ``easy`` and ``hard`` are (1-p) a_E and p a_H over ``scale`` = max(c)^k."""
-        f = self._fields
-        c_easy, c_hard = (contraction(rho, f.alpha, f.dim, f.inverse_support)
-                          for rho in (f.rho_easy, f.rho_hard))
+        f, (c_easy, c_hard) = self._fields, self._contractions
         top = np.maximum(c_easy, c_hard)
         divisor = np.where(top == 0, 1.0, top)
         easy = (1 - f.hard_fraction) * f.rho_easy * (c_easy / divisor) ** f.steps
@@ -184,6 +190,76 @@ class Mixture:
         """The step that leaves both groups equally unsolved: 2m / ((m + d + 1)(rho_E + rho_H))."""
         f = self._fields
         return self._out(2 / ((1 + (f.dim + 1) * f.inverse_support) * (f.rho_easy + f.rho_hard)))
+
+
+def ceiling(spread: ArrayLike) -> Array:
+    """The most that MAML can gain: risk(NAL) / risk(MAML) <= (1 + h)^2 / (4h), h = ``spread``.
+    It holds for any mixture, covariances, inner steps, samples and noise, h its hardness spread
+    (:func:`companion.theory.gaussian.hardness_spread`): 1 at h = 1, inf at h = 0. ValueError: h
+    outside [0, 1]. Source: derived in book/landscape/gap; Marshall and Olkin (1990)."""
+    h = real("spread", spread)
+    require((h >= 0) & (h <= 1), "spread", "lie in [0, 1]", h, "see hardness_spread")
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.asarray(1 + (1 - h) ** 2 / (4 * h))[()]
+
+
+def hardness_spread(mixture: Mixture) -> Array:
+    """The hardness spread h of the mixture: min over max of c_E^k and c_H^k, in [0, 1]. It is 1
+    where only one group has a probability, where both are equally hard, and where nothing is left
+    of either; 0 where only one of the two is solved exactly. Broadcast as the fields are."""
+    f = mixture._fields
+    c_easy, c_hard = mixture._contractions
+    ratio = _safe_ratio(np.minimum(c_easy, c_hard), np.maximum(c_easy, c_hard), 1.0) ** f.steps
+    one_group = (f.hard_fraction == 0) | (f.hard_fraction == 1)
+    return mixture._out(np.where(one_group, 1.0, ratio))
+
+
+def supremum(mixture: Mixture) -> Array:
+    """The least upper bound of the ratio over R, v_E and v_H: 1 + l (1 - l) (1 - h)^2 / h, l the
+    weight of NAL and h the :func:`hardness_spread`. Without noise it is the ratio at v_E = v_H = 0
+    and any R > 0; else the limit for a large R. It is at most :func:`ceiling`, and equal to it
+    where l = 1/2, that is (1 - p) rho_E = p rho_H; inf at h = 0."""
+    h, both = hardness_spread(mixture), mixture.weight_nal * (1 - mixture.weight_nal)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return mixture._out(np.where(both == 0, 1.0, 1 + both * (1 - h) ** 2 / h))
+
+
+def matching_fraction(mixture: Mixture) -> Array:
+    """The share q of hard tasks on which NAL, trained, settles where MAML does on the share p.
+
+    q/(1 - q) = p/(1 - p) (c_H/c_E)^k. From q on, more hard tasks raise NAL's adapted risk on the
+    mixture; MAML's rises from p on. Where no group leaves anything, q = p. Source: derived in
+    book/landscape/gap."""
+    f, shared = mixture._fields, mixture._shared
+    easy, hard = shared.easy / f.rho_easy, shared.hard / f.rho_hard
+    return mixture._out(_safe_ratio(hard, easy + hard, f.hard_fraction))
+
+
+def best_fraction(mixture: Mixture) -> float:
+    """The share p of hard tasks at which :attr:`Mixture.ratio` is largest, whatever
+    ``hard_fraction`` is. In the odds o = p/(1 - p) the ratio is 1 plus a multiple of o^2 / [(rho_E
+    + o rho_H)^2 (q0 + q1 o + q2 o^2)]: it rises to one peak, the positive root of 2 rho_H q2 o^3 +
+    rho_H q1 o^2 - rho_E q1 o - 2 rho_E q0, and falls. Where the easy (hard) tasks are solved
+    exactly, it rises as p falls to 0 (rises to 1): then 0 (1) is returned, a limit. ValueError: a
+    mixture with array fields, or one whose ratio is 1 for every p."""
+    require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays",
+            "call once per mixture")
+    even = replace(mixture, hard_fraction=0.5)
+    require(even.ratio > 1, "mixture", "have a ratio above 1 at some share", float(even.ratio),
+            "give it groups that lie apart and are not equally hard")
+    f, easy, hard = even._fields, 2 * even._shared.easy, 2 * even._shared.hard
+    noises = (replace(mixture, hard_fraction=share)._noise for share in (0.0, 1.0))
+    rest_easy, rest_hard = (
+        left * var + (2 * noise / even._shared.scale if noise else 0.0)
+        for left, var, noise in zip((easy, hard), (f.var_easy, f.var_hard), noises, strict=True))
+    q1 = easy * rest_hard + hard * rest_easy + f.distance**2 * easy * hard
+    roots = Polynomial([-2 * f.rho_easy * easy * rest_easy, -f.rho_easy * q1, f.rho_hard * q1,
+                        2 * f.rho_hard * hard * rest_hard]).trim().roots()
+    odds = roots.real[(np.abs(roots.imag) < 1e-6 * np.abs(roots)) & (roots.real > 0)]
+    if not odds.size:
+        return float(hard == 0)
+    shares = odds / (1 + odds)
+    return float(shares[np.argmax(replace(mixture, hard_fraction=shares).ratio)])
 
 
 def best_step(mixture: Mixture, method: str) -> float:
