@@ -298,11 +298,3 @@ def best_step(mixture: Mixture, method: str) -> float:
     candidates = np.append(0.0, real_roots)
     there = replace(mixture, alpha=candidates)
     return float(candidates[np.argmin(there.risk_nal if method == "nal" else there.risk_maml)])
-
-
-def ceiling(spread: ArrayLike) -> Array:
-    """The most that the ratio of risks NAL / MAML can be at a hardness spread h: (1 + h)^2 / (4 h),
-    inf at 0. Broadcasts; ValueError outside [0, 1]."""
-    h = real("spread", spread)
-    require((h >= 0) & (h <= 1), "spread", "lie in [0, 1]", h, "it is a least over a largest value")
-    return _safe_ratio((1 + h) ** 2, 4 * h, np.inf)
