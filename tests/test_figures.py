@@ -66,4 +66,5 @@ def test_the_ceiling_is_drawn_on_logarithmic_axes() -> None:
     shaded = ax.collections[0].get_paths()[0].vertices
     assert (shaded[:, 1].min(), shaded[:, 1].max()) == pytest.approx((1, 25 / 9))
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.yaxis.get_major_formatter()(100.0) == "100"
     plt.close(fig)

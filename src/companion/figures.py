@@ -70,6 +70,7 @@ def ceiling(ax: Axes, h: Array) -> None:
     ax.fill_between(h, curve, curve.max(), color=FAINT, alpha=0.2, linewidth=0)
     ax.set(xscale="log", yscale="log", xlabel="hardness spread $h$",
            ylabel="risk of NAL / risk of MAML")
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
