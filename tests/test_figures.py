@@ -56,3 +56,15 @@ def test_ratio_map_covers_its_range() -> None:
     assert ax.collections[0].norm.vmax == 12
     assert [text.get_text() for text in fig.axes[1].get_yticklabels()] == ["1", "2", "3", "5", "10"]
     plt.close(fig)
+
+
+def test_the_ceiling_is_drawn_on_logarithmic_axes() -> None:
+    fig, ax = plt.subplots()
+    figures.ceiling(ax, np.array([1 / 9, 0.5, 1.0]))
+    assert ax.lines[0].get_xdata().tolist() == [1 / 9, 0.5, 1.0]
+    assert ax.lines[0].get_ydata() == pytest.approx([25 / 9, 9 / 8, 1])
+    shaded = ax.collections[0].get_paths()[0].vertices
+    assert (shaded[:, 1].min(), shaded[:, 1].max()) == pytest.approx((1, 25 / 9))
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.yaxis.get_major_formatter()(100.0) == "100"
+    plt.close(fig)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import myst_nb
 import numpy as np
 import pandas as pd
@@ -52,6 +53,18 @@ def test_tell_glues_what_a_page_can_print(monkeypatch: pytest.MonkeyPatch) -> No
                      "huge": (123456789, False), "word": ("mixed", False),
                      "interval": ("1.234 [1.100, 1.400]", False), "error": ("4.337 ± 0.012", False)}
     assert [type(glued[name][0]) for name in ("gap", "low", "count")] == [float, float, int]
+
+
+def test_a_figure_is_shown_and_glued_as_a_plain_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr("myst_nb.ext.glue.ipy_display",
+                        lambda data, raw, metadata: sent.append((data, metadata["scrapbook"])))
+    figure, _ = plt.subplots()
+    pages.show(figure, "fig_one")
+    ((data, named),) = sent
+    assert named == {"name": "fig_one", "mime_prefix": ""}
+    assert all("papermill" not in kind for kind in data)
+    assert not plt.fignum_exists(figure.number)
 
 
 def cells(html: str) -> list[list[str]]:

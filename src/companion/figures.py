@@ -20,6 +20,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from numpy.typing import ArrayLike
 
 from companion.checks import Array, require
+from companion.theory import landscape
 
 NAL, MAML = "#0072B2", "#D55E00"
 EASY, HARD = "#009E73", "#CC79A7"
@@ -58,6 +59,18 @@ def ratio_map(ax: Axes, x: Array, y: Array, ratio: Array,
     ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100) if tick <= ratio.max()]
     bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
     bar.minorticks_off()
+
+
+def ceiling(ax: Axes, h: Array) -> None:
+    """The most that MAML can gain over the hardness spread ``h`` [point], logarithmic axes: the
+    curve (1 + h)^2/(4h) of :func:`companion.theory.landscape.ceiling`, what is above it shaded.
+    Derived in book/landscape/gap."""
+    curve = landscape.ceiling(h)
+    ax.plot(h, curve, color=INK, label="ceiling")
+    ax.fill_between(h, curve, curve.max(), color=FAINT, alpha=0.2, linewidth=0)
+    ax.set(xscale="log", yscale="log", xlabel="hardness spread $h$",
+           ylabel="risk of NAL / risk of MAML")
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],

@@ -5,8 +5,10 @@ from html import escape
 from numbers import Integral
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML
+from matplotlib.figure import Figure
 
 from companion import claims, figures
 from companion.checks import require
@@ -25,6 +27,15 @@ def tell(**numbers: Any) -> None:
         elif not isinstance(value, str):
             value = int(value) if isinstance(value, Integral) else float(f"{float(value):.6g}")
         glue(name, value, display=False)
+
+
+def show(figure: Figure, name: str) -> None:
+    """Show a figure and glue it under ``name``, so that other pages can show it too."""
+    from myst_nb import glue
+
+    # glued as a plain image: the checks of the notebooks compare any other kind byte for byte
+    glue(name, figure, display=True)
+    plt.close(figure)
 
 
 def plus_minus(number: Interval | Estimate) -> str:

@@ -134,7 +134,7 @@ def noise_risk(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, nois
     sigma = at_least("noise", noise, 0, "noise is a standard deviation")
     powers = list(_powers(covariance, alpha, support, steps))
     traces = sum((np.einsum("...ij,...ji->...", powers[0], power) for power in powers[:-1]),
-                 np.zeros(()))
+                 np.zeros(powers[0].shape[:-2]))
     return np.asarray(step_size(alpha) ** 2 * sigma**2 / (2 * support_size(support)) * traces)
 
 

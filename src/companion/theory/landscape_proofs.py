@@ -142,6 +142,7 @@ def _ceiling() -> bool:
             and top.subs(h, 1) == 1 and _least_squares())
 
 
+@cache
 def _least_squares() -> bool:
     """Three tasks of one input: with A the roots of p_i rho_i, b = A w*, H the leftovers and r the
     residual of NAL, the risks are r.H r / 2 and r.V (V.T H^-1 V)^-1 V.T r / 2, V spanning A's
