@@ -23,17 +23,19 @@ from companion.tables import Finding
 from companion.tasks.regressions import LinearFamily, easy_and_hard
 from companion.theory.finite_tasks import sandwich_maml, sandwich_nal
 
-MIXTURE = ["inputs", "dim", "support", "hardness"]
+MIXTURE = ["inputs", "dim", "support", "hardness", "hard_fraction"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """``mixtures`` are (inputs, d, m, rho_H / rho_E), rho_E = 1; every seed draws T = ``tasks``
+    """``mixtures`` are (inputs, d, m, rho_H / rho_E, p), rho_E = 1; every seed draws T = ``tasks``
     tasks of m + ``query`` samples."""
 
-    mixtures: Sequence[tuple[str, int, int, float]] = (
-        ("isotropic", 5, 20, 0.2), ("isotropic", 10, 20, 0.2), ("isotropic", 5, 80, 0.2),
-        ("isotropic", 5, 20, 0.05), ("isotropic", 5, 20, 0.5), ("anisotropic", 5, 20, 0.2))
+    mixtures: Sequence[tuple[str, int, int, float, float]] = (
+        ("isotropic", 5, 20, 0.2, 0.5), ("isotropic", 10, 20, 0.2, 0.5),
+        ("isotropic", 5, 80, 0.2, 0.5), ("isotropic", 5, 20, 0.05, 0.5),
+        ("isotropic", 5, 20, 0.5, 0.5), ("anisotropic", 5, 20, 0.2, 0.5),
+        ("isotropic", 5, 80, 0.2, 0.9))
     tasks: Sequence[int] = (30, 100, 300, 1000, 3000, 10_000)
     rate_from: int = 300
     query: int = 20
@@ -58,7 +60,7 @@ def family_of(config: Config, point: Point) -> LinearFamily:
     scales = (np.ones(point["dim"]) if point["inputs"] == "isotropic"
               else np.geomspace(1, config.least_scale, point["dim"]))
     return easy_and_hard(stream(0, "finite_tasks/family"), scales, point["hardness"] * scales,
-                         **dict(config.groups))
+                         hard_fraction=point["hard_fraction"], **dict(config.groups))
 
 
 def measure(config: Config, point: Point, device: str) -> list[Row]:
