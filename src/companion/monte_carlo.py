@@ -86,6 +86,35 @@ def from_finite_tasks(family: LinearFamily, alpha: float, support: int, query: i
     return nal, maml
 
 
+def drawn_constants(family: LinearFamily, alpha: float, support: int, query: int,
+                    rng: np.random.Generator, draws: int) -> tuple[Estimate, Estimate]:
+    """The sandwich constants of NAL, on support + query samples, and of MAML from the gradients g
+    of ``draws`` single tasks at the minimisers: the mean of g.A^-1 g / 2, A the Hessian. Compare
+    :attr:`companion.theory.finite_tasks.Sandwich.constant`."""
+    nal, maml = family.minimiser_nal(), family.minimiser_maml(alpha, support)
+    share = family.weights / family.weights.sum()
+    hessians = [np.einsum("g,gij->ij", share, q_matrix(family.covariances, step, support))
+                for step in (0, alpha)]
+    parts, chunk = [], max(1, _BYTES // (8 * len(nal) * (support + query)))
+    for first in range(0, draws, chunk):
+        group, optima = family.draw_tasks(rng, (min(chunk, draws - first),))
+        x, y = family.draw_samples(rng, group, optima, support + query)
+        inner, outer = (x[:, :support], y[:, :support]), (x[:, support:], y[:, support:])
+        at_query = _slopes(*outer, maml - alpha * _slopes(*inner, maml))
+        back = _slopes(inner[0], 0 * inner[1], at_query)  # the Hessian of the support times it
+        parts.append([np.einsum("ti,ij,tj->t", g, np.linalg.inv(a), g, optimize=True) / 2
+                      for g, a in zip((_slopes(x, y, nal), at_query - alpha * back), hessians,
+                                      strict=True)])
+    own_nal, own_maml = (estimate(np.concatenate(each)) for each in zip(*parts, strict=True))
+    return own_nal, own_maml
+
+
+def _slopes(x: Array, y: Array, w: Array) -> Array:
+    """Gradients of the squared loss of every task's batch at w, [d] or [task, d]."""
+    off = (x @ np.broadcast_to(w, (len(x), x.shape[-1]))[..., None])[..., 0] - y
+    return np.asarray(np.einsum("tmi,tm->ti", x, off, optimize=True) / x.shape[1])
+
+
 def plug_in(family: LinearFamily, alpha: float, support: int, samples: int, tasks: int,
             rng: np.random.Generator) -> Array:
     """The naive w_MAML [d]: Q of each task's empirical covariance, its least-squares optimum."""

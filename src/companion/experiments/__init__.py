@@ -4,6 +4,8 @@ from companion.experiment import Experiment
 from companion.experiments import (
     alignment,
     depth_images,
+    equal_hardness,
+    finite_tasks,
     landscape_images,
     learned_step,
     linear,
@@ -16,8 +18,8 @@ from companion.experiments import (
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (linear, race, two_layer, landscape_images, shallow, learned_step, linear_layers,
-                   rules, alignment, depth_images)}
+    for module in (linear, race, equal_hardness, finite_tasks, two_layer, landscape_images, shallow,
+                   learned_step, linear_layers, rules, alignment, depth_images)}
 
 
 def get(name: str) -> Experiment:

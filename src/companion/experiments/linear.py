@@ -1,4 +1,4 @@
-"""The exact ratio of risks against drawn tasks of linear regression (paper L, claims L2 and L3)."""
+"""The exact ratio of risks against drawn tasks of linear regression (paper L, claim L3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,27 +58,15 @@ def agrees(table: pd.DataFrame, *sweeps: str) -> bool:
     return bool(((rows["value"] - rows["exact"]).abs() <= 4 * rows["error"]).all())
 
 
-def _finding(holds: bool, drawn: Estimate, what: str) -> Finding:
-    return Finding("supported" if holds else "contradicted",
-                   Interval(drawn.value, *drawn.interval()), what)
-
-
-def equal_hardness(record: Record) -> Finding:
-    """L2: drawn and exact agree over rho_H / rho_E, and at equal hardness the ratio is 1."""
-    equal = estimates(record.table, "rho_hard")[-1]
-    holds = agrees(record.table, "rho_hard") and abs(equal.sigmas(1)) <= 4
-    return _finding(holds, equal, "risk NAL / MAML at ρ_H = ρ_E")
-
-
 def packed_and_far(record: Record) -> Finding:
     """L3: drawn and exact agree over R and v_H; the ratio rises in R and falls in v_H."""
     far, spread = (estimates(record.table, name) for name in ("distance", "var_hard"))
     rises = far[-1].interval()[0] > far[0].interval()[1]
     falls = spread[-1].interval()[1] < spread[0].interval()[0]
     holds = agrees(record.table, "distance", "var_hard") and rises and falls
-    return _finding(holds, far[-1], "risk NAL / MAML at the largest R")
+    return Finding("supported" if holds else "contradicted",
+                   Interval(far[-1].value, *far[-1].interval()), "risk NAL / MAML at the largest R")
 
 
 EXPERIMENT = Experiment("linear", "risks of NAL and MAML on drawn tasks of linear regression",
-                        PROFILES, points, measure,
-                        {"L2/drawn": equal_hardness, "L3/drawn": packed_and_far})
+                        PROFILES, points, measure, {"L3/drawn": packed_and_far})
