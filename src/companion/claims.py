@@ -52,6 +52,10 @@ class Verdict:
         return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
+def _all(*theorems: str) -> bool:
+    return all(landscape.proofs()[name] for name in theorems)
+
+
 @cache
 def _identity() -> bool:
     return all(residual.is_zero_matrix for sizes in ((2, 3, 2), (2,) * 4)
@@ -59,9 +63,10 @@ def _identity() -> bool:
 
 
 PROOFS: Mapping[str, Callable[[], bool]] = {
-    "L1/mixture": lambda: all(gaussian.proofs().values()) and landscape.proofs()["gap"],
-    "L2/zeros": lambda: landscape.proofs()["gap"] and landscape.proofs()["zeros"],
-    "L3/limit": lambda: landscape.proofs()["limit"] and landscape.proofs()["monotone"],
+    "L1/mixture": lambda: all(gaussian.proofs().values()) and _all("gap"),
+    "L2/ceiling": lambda: _all("ceiling"),
+    "L2/zeros": lambda: _all("gap", "zeros"),
+    "L3/identity": lambda: _all("identity", "limit", "monotone"),
     "D4/identity": _identity,
 }
 
