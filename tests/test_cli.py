@@ -73,7 +73,7 @@ def test_verify_has_a_row_a_part(tmp_path: Path) -> None:
     rows = [[cell.strip() for cell in line.split("│")[1:4]]
             for line in said.splitlines() if line.startswith("│")]
     assert ["L2", "zeros", "proved"] in rows
-    assert ["L2", "drawn", "untested"] in rows
+    assert ["L2", "trained", "untested"] in rows
     assert len(rows) == sum(len(entry["parts"]) for entry in claims.listed())
 
 
