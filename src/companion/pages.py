@@ -107,11 +107,15 @@ def _asked(part: Part) -> str:
     return f'<strong>{escape(part.name)}</strong> <span class="scope">({escape(part.scope)})</span>'
 
 
+def _named(cases: Sequence[str], most: int = 12) -> str:
+    return "; ".join(cases) if len(cases) <= most else f"{len(cases)} cases"
+
+
 def _outcome(part: Part) -> str:
     """The word of a part, its number, its cases where they differ, and what would have shown."""
     told = [f"{part.what}: {plus_minus(part.interval)}"] if part.interval else []
     words = dict.fromkeys(part.cases.values())
-    told += [f"{word}: {'; '.join(case for case in part.cases if part.cases[case] == word)}"
+    told += [f"{word}: {_named([case for case in part.cases if part.cases[case] == word])}"
              for word in words if len(words) > 1]
     if part.detectable is not None:
         told.append(f"An effect of {part.detectable:.2g} would have been seen with 80 % power")
