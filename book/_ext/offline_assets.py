@@ -1,10 +1,12 @@
-"""Sphinx extension: MathJax from its wheel, the records that pages link to, and no script that a
-page would fetch from elsewhere."""
+"""Sphinx extension: MathJax from its wheel, the records that pages link to, texts for pictures that
+another page made, and no script that a page would fetch from elsewhere."""
 
 import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
+
+from docutils import nodes
 
 from companion import paths
 
@@ -49,9 +51,21 @@ def drop_thebe(
     context["script_files"][:] = [script for script in context["script_files"] if stays(script)]
 
 
+def describe(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Give a picture that another page made its alternative text: in a container of the class
+    "described" the first paragraph is that text, and is not shown."""
+    for box in doctree.findall(nodes.container):
+        if "described" in box["classes"]:
+            text = next(box.findall(nodes.paragraph))
+            for image in box.findall(nodes.image):
+                image["alt"] = text.astext().replace("\n", " ")
+            text.parent.remove(text)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register them."""
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_records)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("doctree-resolved", describe)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
