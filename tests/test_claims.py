@@ -196,6 +196,12 @@ def test_unknown_profile(profile: str) -> None:
         claims.evaluate(profile)
 
 
+def test_one_claim_alone(book: Path) -> None:
+    assert claims.evaluate(ident="X1") == claims.evaluate()
+    with pytest.raises(ValueError, match="ident must be one of X1, got 'X9'; see claims.yml"):
+        claims.evaluate(ident="X9")
+
+
 def test_the_claims_of_the_papers() -> None:
     """Every claim is listed, its chapter exists, and its links lead to labels of the book."""
     entries = claims.listed()

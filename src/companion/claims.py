@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from companion import paths
+from companion.checks import require
 from companion.errors import MissingRecord, RecordError
 from companion.experiments import EXPERIMENTS
 from companion.tables import Finding
@@ -94,13 +95,18 @@ def listed() -> list[dict[str, Any]]:
     return entries
 
 
-def evaluate(profile: str = "full") -> list[Verdict]:
-    """The verdict on every claim of claims.yml, from proofs and the records of ``profile``. A part
-    without a record, or whose proof does not go through, is untested. Raises ValueError: an unknown
-    profile. RecordError: an altered or outdated record; claims.yml is not whole."""
+def evaluate(profile: str = "full", ident: str | None = None) -> list[Verdict]:
+    """The verdict on every claim of claims.yml, or on the one named ``ident``, from proofs and the
+    records of ``profile``. A part without a record, or whose proof does not go through, is
+    untested. Raises ValueError: an unknown profile or claim. RecordError: an altered or outdated
+    record; claims.yml is not whole."""
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    return [_verdict(entry, profile) for entry in listed()]
+    entries = listed()
+    require(ident in (None, *(entry["id"] for entry in entries)), "ident",
+            f"be one of {', '.join(entry['id'] for entry in entries)}", repr(ident),
+            "see claims.yml")
+    return [_verdict(entry, profile) for entry in entries if ident in (None, entry["id"])]
 
 
 def _verdict(entry: Mapping[str, Any], profile: str) -> Verdict:

@@ -75,12 +75,11 @@ def provenance(record: Record) -> str:
 def verdict(ident: str, profile: str = "full") -> HTML:
     """The box of one claim: its statement, and of every part the criterion, word and numbers;
     ValueError for an unknown claim or profile."""
-    every = {claim.id: claim for claim in claims.evaluate(profile)}
-    require(ident in every, "ident", f"be one of {', '.join(every)}", repr(ident), "see claims.yml")
+    (claim,) = claims.evaluate(profile, ident)
     items = "".join(f"<li>{_asked(part)}<br><em>Criterion:</em> {escape(part.criterion)}<br>"
-                    f"{_outcome(part)}</li>" for part in every[ident].parts)
+                    f"{_outcome(part)}</li>" for part in claim.parts)
     return HTML('<div class="admonition claim"><p class="admonition-title">Claim '
-                f"{ident}: {escape(every[ident].statement)}</p><ul>{items}</ul></div>")
+                f"{ident}: {escape(claim.statement)}</p><ul>{items}</ul></div>")
 
 
 def ledger() -> HTML:
