@@ -53,7 +53,7 @@ def ridge_whitening(covariance: ArrayLike, support: float, noise: float = 0.0) -
 
     P* = rate (S + ridge I)^-1, rate = m/(m + 1), ridge = (tr S + d noise^2)/(m + 1). Without noise
     it needs the inputs' covariance and m alone, and holds for any C = c I; with noise, ``noise`` is
-    relative to the length sqrt(E |w*|^2) of the optima. m = math.inf gives S^-1.
+    relative to ``sqrt(E |w*|^2)``, the length of the optima. m = math.inf gives S^-1.
 
     ``covariance`` is S, [d, d], positive definite; ``support`` m >= 1; ``noise`` >= 0. ValueError:
     an argument out of range. Source: derived in book/depth/shallow; without noise it is the inverse
@@ -137,7 +137,7 @@ def ladder(covariance: ArrayLike, task_covariance: ArrayLike, support: float,
     """The excess risk of every rung after one step, by name.
 
     "no step": tr(S C)/2; "one rate": the shallow model at its best one; "ridge-whitened": the same
-    on inputs whitened with the ridge of :func:`ridge_whitening` for these tasks' E|w*|^2, "best
+    on inputs whitened with the ridge of :func:`ridge_whitening` for the tasks' length, "best
     ridge": with that of :func:`best_ridge`; "P*": the best preconditioner; "least squares" on the
     support, where m >= d. Every rung but the last is a preconditioner, so none of them is below
     "P*", which depends on the eigenvalues of S C alone. Arguments and errors as in
