@@ -219,6 +219,7 @@ def test_the_shallow_floor_is_the_mean_of_excess_risks() -> None:
      (lambda: depth.best_preconditioner(np.eye(2), np.diag([1.0, 0.0]), math.inf), "non-singular"),
      (lambda: depth.preconditioned_risk(np.eye(3), np.eye(2), np.eye(2), 3),
       "preconditioner.shape"),
+     (lambda: depth.best_shallow_step(np.eye(2), np.zeros((2, 2)), 3), "be positive somewhere"),
      (lambda: depth.shallow_risk(np.eye(2), np.eye(2), -1.0, 3), "alpha must be at least 0"),
      (lambda: depth.shallow_risk(np.eye(2), np.eye(2), 0.1, 3, -1.0), "noise must be at least 0")],
 )

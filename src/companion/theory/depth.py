@@ -237,7 +237,9 @@ def best_shallow_step(covariance: ArrayLike, task_covariance: ArrayLike, support
                       noise: float = 0.0) -> float:
     """The inner step of least :func:`shallow_risk` for one step, arguments as there. For one output
     tr(S^2 C) / [(1 + 1/m) tr(S^3 C) + tr(S^2)(tr(S C) + noise^2)/m], which is :func:`optimal_step`
-    where S and C are isotropic."""
+    where S and C are isotropic. ValueError: neither tasks nor noise, so that any step is best."""
     covariance, _, gradients, cross = _moments(covariance, task_covariance, support, noise)
     top, bottom = (np.einsum("aial,il->", moment, covariance) for moment in (cross, gradients))
+    require(bottom > 0, "task_covariance or noise", "be positive somewhere", 0.0,
+            "where every gradient is 0 any step is best")
     return float(top / bottom)
