@@ -106,7 +106,7 @@ def _asked(part: Part) -> str:
     return f'<strong>{escape(part.name)}</strong> <span class="scope">({escape(part.scope)})</span>'
 
 
-def _named(cases: Sequence[str], most: int = 12) -> str:
+def _named(cases: Sequence[str], most: int = 6) -> str:
     return "; ".join(cases) if len(cases) <= most else f"{len(cases)} cases"
 
 
