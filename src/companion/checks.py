@@ -45,6 +45,12 @@ def at_least(name: str, value: ArrayLike, least: float, remedy: str, *, infinite
     return array
 
 
+def one_number(name: str, array: Array) -> float:
+    """The number in an array without axes; ValueError for any other."""
+    require(array.ndim == 0, name, "be one number", f"shape {array.shape}", "call once a value")
+    return float(array)
+
+
 def support_size(value: ArrayLike) -> Array:
     """The number of support samples: at least 1, ``math.inf`` for the full batch."""
     return at_least("support", value, 1, "use math.inf for the full batch", infinite=True)

@@ -92,9 +92,7 @@ def drawn_constants(family: LinearFamily, alpha: float, support: int, query: int
     of ``draws`` single tasks at the minimisers: the mean of g.A^-1 g / 2, A the Hessian. Compare
     :attr:`companion.theory.finite_tasks.Sandwich.constant`."""
     nal, maml = family.minimiser_nal(), family.minimiser_maml(alpha, support)
-    share = family.weights / family.weights.sum()
-    hessians = [np.einsum("g,gij->ij", share, q_matrix(family.covariances, step, support))
-                for step in (0, alpha)]
+    hessians = [family.hessian(step, support) for step in (0, alpha)]
     parts, chunk = [], max(1, _BYTES // (8 * len(nal) * (support + query)))
     for first in range(0, draws, chunk):
         group, optima = family.draw_tasks(rng, (min(chunk, draws - first),))

@@ -52,3 +52,18 @@ def test_what_a_fleet_draws(check_draws) -> None:
     assert torch.equal(torch.cat([task.support[0], task.query[0]]), x)
     assert torch.equal(torch.cat([task.support[1], task.query[1]]), y)
     assert len(task.support[0]) == 5
+
+
+def test_the_hessian_is_that_of_the_risk() -> None:
+    """From second differences, which are exact for a quadratic; any covariance, uneven weights."""
+    rng = np.random.default_rng(0)
+    roots = rng.standard_normal((2, 3, 4))
+    family = LinearFamily(roots @ roots.swapaxes(1, 2), rng.standard_normal((2, 3)),
+                          np.array([0.3, 0.1]), np.array([3.0, 1.0]), 0.2)
+    w, axes = rng.standard_normal(3), np.eye(3)
+
+    def risk(*moves: np.ndarray) -> float:
+        return float(family.risk(w + sum(moves), 0.1, 7, steps=2))
+
+    second = [[risk(a, b) - risk(a) - risk(b) + risk(0 * w) for b in axes] for a in axes]
+    np.testing.assert_allclose(family.hessian(0.1, 7, steps=2), second, rtol=1e-9, atol=1e-9)

@@ -27,7 +27,6 @@ from companion.records import Point, Record, Row
 from companion.streams import stream
 from companion.tables import Finding
 from companion.tasks.regressions import LinearFamily, easy_and_hard, regression_fleet
-from companion.theory.gaussian import q_matrix
 from companion.training import sgd
 
 MIXTURE = ["inputs", "hardness", "support"]
@@ -95,8 +94,7 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     optimum = (family.minimiser_nal() if point["method"] == "nal"
                else family.minimiser_maml(config.alpha, support))
     least = float(family.risk(optimum, step, support))
-    hessian = np.einsum("g,gij->ij", family.weights / family.weights.sum(),
-                        q_matrix(family.covariances, step, support))
+    hessian = family.hessian(step, support)
     model = Model(nets.linear(config.dim), point["method"])
     seeds, rates = range(config.tuning_seeds + config.seeds), config.rates
     fleet = regression_fleet(family, seeds, alpha=config.alpha, support=seen, copies=len(rates))

@@ -95,6 +95,11 @@ class LinearFamily:
         return gaussian.minimiser_maml(self.covariances, self.centres, alpha, support,
                                        self.weights, steps=steps)
 
+    def hessian(self, alpha: float, support: float, *, steps: int = 1) -> Array:
+        """E[Q], the Hessian of :meth:`risk` in w, [d, d]; that of NAL's objective at alpha = 0."""
+        q = gaussian.q_matrix(self.covariances, alpha, support, steps=steps)
+        return np.asarray(np.einsum("g,gij->ij", self.weights / self.weights.sum(), q))
+
     def risk(self, w: Array, alpha: float, support: float, *, steps: int = 1) -> Array:
         """The exact excess risk of w [..., d]: that at the centres, plus E tr(Q) variance / 2d."""
         at_centres = gaussian.excess_risk(w, self.covariances, self.centres, alpha, support,

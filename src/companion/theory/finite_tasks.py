@@ -20,7 +20,7 @@ import sympy as sp
 
 from companion.checks import Array, at_least, require, step_size, support_size
 from companion.theory.gaussian import minimiser_maml, minimiser_nal, pairings, q_matrix
-from companion.theory.landscape import Mixture
+from companion.theory.landscape import Mixture, contraction
 
 Matching = Iterable[tuple[int, int]]
 
@@ -265,7 +265,7 @@ def constant_maml(mixture: Mixture, query: float) -> Array:
         inner = alpha**2 * label * inverse * rho**3 * ((1 + u) * b2s + u * b2_s)
         total = total + p * (rho**2 * square / d * ((1 + u) * b4 + u * b22) + inner
                              + label * rho * u * b2)
-        curvature = curvature + p * rho * ((1 - a) ** 2 + (d + 1) * a**2 * inverse)
+        curvature = curvature + p * rho * contraction(rho, alpha, d, inverse)
     return np.asarray(total / (2 * curvature))
 
 

@@ -13,7 +13,16 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike
 
-from companion.checks import Array, at_least, real, require, step_count, step_size, support_size
+from companion.checks import (
+    Array,
+    at_least,
+    one_number,
+    real,
+    require,
+    step_count,
+    step_size,
+    support_size,
+)
 
 _SLACK = 1e-10  # relative asymmetry or negativity that rounding may leave in a covariance
 
@@ -234,9 +243,9 @@ def hardness_spread(covariances: ArrayLike, alpha: float, support: float,
     variance at all, or an overflow. Source: derived in book/landscape/setting.
     """
     variances, counts = _variances(covariances, weights)
-    step, inverse_support, count = step_size(alpha), 1 / support_size(support), step_count(steps)
-    for name, array in (("alpha", step), ("support", inverse_support), ("steps", count)):
-        require(array.ndim == 0, name, "be one number", f"shape {array.shape}", "call once a value")
+    step, inverse_support, count = (one_number(name, array) for name, array in (
+        ("alpha", step_size(alpha)), ("support", 1 / support_size(support)),
+        ("steps", step_count(steps))))
     moved = step * variances
     require(moved < 1e100, "alpha", "be below 1e100 over the largest variance", alpha,
             "such a step diverges: take a smaller one")
@@ -276,9 +285,7 @@ def least_spread(covariances: ArrayLike, support: float, weights: ArrayLike | No
     L. Arguments and errors as there. Source: derived in book/landscape/gap.
     """
     variances, _ = _variances(covariances, weights)
-    samples = support_size(support)
-    require(samples.ndim == 0, "support", "be one number", f"shape {samples.shape}",
-            "call once a value")
+    samples = one_number("support", support_size(support))
     with_inputs = variances[variances[:, -1] > 0]
     dimension = ((with_inputs / with_inputs[:, -1:]) ** 2).sum(-1).min()
     return float((1 + dimension) / (samples + 1 + dimension))

@@ -15,7 +15,7 @@ import sympy as sp
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
-from companion.checks import Array, at_least, require, support_size
+from companion.checks import Array, at_least, one_number, require, support_size
 from companion.theory import depth
 from companion.theory.gaussian import check_covariance
 
@@ -41,11 +41,9 @@ def _inputs(covariance: ArrayLike) -> Array:
     return covariance
 
 
-def _one_number(support: float, noise: float) -> tuple[float, float]:
+def _samples(support: float, noise: float) -> tuple[float, float]:
     size, sigma = support_size(support), at_least("noise", noise, 0, "it is a standard deviation")
-    for name, array in (("support", size), ("noise", sigma)):
-        require(array.ndim == 0, name, "be one number", f"shape {array.shape}", "call once a value")
-    return float(size), float(sigma)
+    return one_number("support", size), one_number("noise", sigma)
 
 
 def ridge_whitening(covariance: ArrayLike, support: float, noise: float = 0.0) -> RidgeWhitening:
@@ -59,7 +57,7 @@ def ridge_whitening(covariance: ArrayLike, support: float, noise: float = 0.0) -
     an argument out of range. Source: derived in book/depth/shallow; without noise it is the inverse
     of the matrix Gamma of Zhang, Frei and Bartlett (2024).
     """
-    covariance, (size, sigma) = _inputs(covariance), _one_number(support, noise)
+    covariance, (size, sigma) = _inputs(covariance), _samples(support, noise)
     d, u = len(covariance), 1 / size
     rate = 1 / (1 + u)
     ridge = float(np.trace(covariance) + d * sigma**2) * u * rate
@@ -102,7 +100,8 @@ def best_ridge(covariance: ArrayLike, task_covariance: ArrayLike, support: float
     number can find, which takes labels. It is sought as ridge = s t/(1 - t), s the mean variance, t
     on a grid in [0, 1] and then between the neighbours of the best; where S is a multiple of I any
     ridge is as good. Arguments as there."""
-    mean = float(np.trace(_inputs(covariance)) / len(_inputs(covariance)))
+    inputs = _inputs(covariance)
+    mean = float(np.trace(inputs) / len(inputs))
 
     def ridge(weight: float) -> float:
         return math.inf if weight >= 1 else mean * weight / (1 - weight)
@@ -124,7 +123,7 @@ def least_squares_risk(dim: int, support: float, noise: float = 0.0) -> float:
     = d + 1 with noise. ValueError: fewer samples than inputs, or an argument out of range. Source:
     the mean of the inverse Wishart distribution."""
     at_least("dim", dim, 1, "there is at least one input", whole=True)
-    size, sigma = _one_number(support, noise)
+    size, sigma = _samples(support, noise)
     require(size >= dim, "support", f"be at least dim = {dim}", support,
             "with fewer samples the solution is not unique, and its risk depends on S and C")
     if sigma == 0:
