@@ -12,6 +12,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,14 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS":
 OTHER_MACHINE = {
     "ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Haswell",
 }  # stands in for another processor
+
+
+def channels(folder: Path) -> dict[str, str]:
+    """Options of a kernel's manager: channels that no other process can take, sockets in
+    ``folder``, where the system has them. ``folder`` must be short, as all of /tmp is."""
+    if not hasattr(socket, "AF_UNIX"):
+        return {}
+    return {"transport": "ipc", "ip": str(folder / "kernel")}
 
 
 def chapters() -> list[Path]:
@@ -111,7 +120,9 @@ def execute(source: Path, target: Path, profile: str) -> float:
             str(before), str(after), parameters={} if profile == "quick" else {"profile": profile},
             kernel_name="python3", cwd=str(source.parent), progress_bar=False, log_output=False,
             execution_timeout=600 if profile == "quick" else None, start_timeout=120,
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            config=Config(
+                {"KernelManager": {"transport_encryption": "auto"} | channels(Path(scratch))}
+            ),
             # a kernel is interrupted before it shuts down, and would report that as an error
             extra_arguments=["--log-level=CRITICAL"])
         notebook = clean(nbformat.read(after, 4))
@@ -234,14 +245,14 @@ def check(jobs: int) -> int:
     exit code."""
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env",
                "--nbval-cell-timeout=600", "-n", str(jobs), "--dist", "loadfile", "-p",
-               "no:cacheprovider",
+               "no:cacheprovider", "-p", "unix_sockets",
                *(str(path.relative_to(ROOT).with_suffix(".ipynb")) for path in chapters())]
+    path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    common = os.environ | ENVIRONMENT | {"PYTHONPATH": path.rstrip(os.pathsep)}
     codes = []
     for name, variables in (("this processor", {}), ("another processor", OTHER_MACHINE)):
         print(f"nbval, as on {name}", flush=True)
-        codes.append(
-            subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT | variables).returncode
-        )
+        codes.append(subprocess.run(command, cwd=ROOT, env=common | variables).returncode)
     return max(codes)
 
 
