@@ -14,7 +14,7 @@ from companion import training
 from companion.adaptation import Loss
 from companion.checks import Array
 from companion.losses import accuracy
-from companion.meta_optimizers import RULES, Params
+from companion.meta_optimizers import Alpha, Params, Rule, rule_named
 from companion.nets import Net
 from companion.objectives import adapted_by_rule, joined, learned, nal, parted
 from companion.streams import torch_stream
@@ -58,12 +58,16 @@ class Model:
         fixed = {name: value for name, value in params.items() if name not in names}
         return fixed, joined({name: params[name] for name in params if name in names}, rule)
 
+    def rule_at(self, alpha: Alpha) -> Rule:
+        """Its rule at an inner rate."""
+        return rule_named(self.rule, alpha, self.steps)
+
     def adapt(self, loss: Loss, both: Params, support: Any, alpha: Any, steps: int) -> Params:
         """All of the network's parameters after some inner steps at the rate ``alpha``."""
         fixed, inner = self.split(both)
         return fixed | adapted_by_rule(
             lambda some, batch: loss(fixed | some, batch), inner, support, steps=steps,
-            rule=RULES[self.rule](alpha), rule_alpha=self.rule_alpha)
+            rule=self.rule_at(alpha), rule_alpha=self.rule_alpha)
 
 
 def start(fleet: Fleet, model: Model) -> Params:
@@ -72,7 +76,7 @@ def start(fleet: Fleet, model: Model) -> Params:
     for seed in set(fleet.seeds):
         params = model.net.init(torch_stream(seed, f"{fleet.name}/start"), dtype=fleet.alpha.dtype)
         inner = parted(model.split(params)[1])[0]
-        drawn[seed] = joined(params, RULES[model.rule](1.0).init(inner))
+        drawn[seed] = joined(params, model.rule_at(1.0).init(inner))
     return {name: torch.stack([drawn[seed][name] for seed in fleet.seeds]).to(fleet.alpha.device)
             for name in drawn[fleet.seeds[0]]}
 
@@ -86,7 +90,7 @@ def objective(fleet: Fleet, model: Model) -> training.Objective:
         task = fleet.make(drawn, *family)
         if model.method == "nal":
             return loss(params, task.query) if fleet.population else nal(loss)(params, task)
-        return learned(loss, steps=model.steps, rule=RULES[model.rule](alpha),
+        return learned(loss, steps=model.steps, rule=model.rule_at(alpha),
                        rule_alpha=model.rule_alpha, adapted=model.adapted)(params, task)
 
     return value

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from companion.checks import at_least
+from companion.checks import at_least, require
 from companion.updates import (
     Alpha,
     AnyUpdate,
@@ -215,3 +215,12 @@ RULES: dict[str, Callable[[Alpha], Rule]] = {
     "SGD": fixed_rate, "learned rate": learned_rate, "Meta-SGD": meta_sgd,
     "Meta-Curvature": meta_curvature, "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
     "KFO, nonlinear": nonlinear_kfo}
+STEPWISE: dict[str, Callable[[Alpha, int], Rule]] = {"per-step rates": per_step_rates}
+
+
+def rule_named(name: str, alpha: Alpha, steps: int = 1) -> Rule:
+    """The rule of that name, of RULES or STEPWISE, at a rate and for so many inner steps;
+    ValueError for an unknown name."""
+    known = [*RULES, *STEPWISE]
+    require(name in known, "rule", f"be one of {', '.join(known)}", repr(name), "see RULES")
+    return RULES[name](alpha) if name in RULES else STEPWISE[name](alpha, steps)
