@@ -6,6 +6,7 @@ from companion.experiments import (
     depth_images,
     equal_hardness,
     finite_tasks,
+    ladder,
     landscape_images,
     learned_step,
     linear,
@@ -19,7 +20,7 @@ from companion.experiments import (
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (linear, race, equal_hardness, finite_tasks, two_layer, landscape_images, shallow,
-                   learned_step, linear_layers, rules, alignment, depth_images)}
+                   learned_step, ladder, linear_layers, rules, alignment, depth_images)}
 
 
 def get(name: str) -> Experiment:

@@ -140,8 +140,6 @@ def asked(record: Record) -> pd.DataFrame:
 EXPERIMENT = Experiment(
     "linear_layers", "linear layers added at the output, multiplied out, and frozen", PROFILES,
     points, measure, devices=("cuda", "cpu"), findings={
-        "D2/gain": lambda record: tables.judge(
-            gains(asked(record)), "risk of plain / with layers", ["kind", "added"], above=1),
         "D2/collapse": lambda record: tables.judge(
             collapses(asked(record)), "risk of collapsed / plain", ["kind", "added", "alpha"],
             above=0.99),

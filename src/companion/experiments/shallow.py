@@ -1,4 +1,4 @@
-"""Shallow and deep linear models on tasks that a shallow one solves (paper D, claim D1)."""
+"""Shallow and deep linear models on tasks that a shallow one solves (paper D)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,7 @@ import pandas as pd
 from companion import nets, tables
 from companion.experiment import Experiment, rows_of, unless_diverged
 from companion.fleets import CAP, Budget, Model, scores, train
-from companion.records import Point, Record, Row
-from companion.tables import Finding
+from companion.records import Point, Row
 from companion.tasks import Fleet
 from companion.tasks.readouts import readout_fleet, spread
 
@@ -101,11 +100,5 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return tables.contrast(at_best(table), MODEL, "after", {"model": "deep"})
 
 
-def synthetic(record: Record) -> Finding:
-    """D1: on spread inputs the shallow model with a learned rate has the larger risk."""
-    rows = tables.where(gains(record.table), inputs="spread", model="shallow, learned rate")
-    return tables.judge(rows, "risk of shallow / deep", ["kind", "train_steps"], above=1)
-
-
 EXPERIMENT = Experiment("shallow", "shallow and deep linear models on regression and boundaries",
-                        PROFILES, points, measure, {"D1/synthetic": synthetic}, ("cuda", "cpu"))
+                        PROFILES, points, measure, devices=("cuda", "cpu"))
