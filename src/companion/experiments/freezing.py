@@ -35,7 +35,7 @@ class Config:
     most: float = 3.0
     noise: float = 2.0
     hidden: int = 20
-    alphas: Sequence[float] = (0.3, 1.0, 3.0)
+    alphas: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
     seeds: int = 20
     budget: Budget = Budget(800, 20, 0.02, query=50, test_tasks=300, test_query=100)
 
