@@ -1,0 +1,70 @@
+r"""Which half of a linear model must adapt: what one step can reach when the other half is frozen.
+
+W = U B, U [outputs, hidden] above and B [hidden, inputs] below; one step on both moves W by -alpha
+(U U.T G + G B.T B) + alpha^2 G W.T G. B alone moves it by -alpha U U.T G, the preconditioner (U
+U.T) kron I, whose factor acts on the outputs; U alone by -alpha G B.T B, I kron (B.T B), whose
+factor acts on the inputs. Tasks are those of :mod:`companion.theory.depth` with S = diag(inputs)
+and C = diag(outputs) kron diag(tasks), and the step is from W = 0. Derived in
+book/depth/linear_layers.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import nnls
+
+from companion.checks import Array, at_least, one_number, real, require, support_size
+
+
+def _moments(c: Any, s: Any, length: Any, u: Any, noise: Any) -> tuple[Any, Any]:
+    """Diagonal entries g of E[vec(G) vec(G).T] and x of E[vec(W*) vec(-G).T], at W = 0: c the
+    variance of the entry of W*, s that of its input, ``length`` the output's, u = 1/m."""
+    return (1 + u) * c * s**2 + u * (length + noise**2) * s, c * s
+
+
+def _variances(name: str, values: ArrayLike, count: int | None = None) -> Array:
+    array = real(name, values)
+    require(array.ndim == 1 and array.size > 0 and count in (None, array.size), f"{name}.shape",
+            "be [o] or [d], one or more" if count is None else f"be [{count}], as inputs",
+            array.shape, "one variance each")
+    require(array > 0, name, "be positive", array, "leave out what is never there")
+    return array
+
+
+def half_risks(inputs: ArrayLike, tasks: ArrayLike, outputs: ArrayLike, support: float,
+               noise: float = 0.0) -> dict[str, float]:
+    """The least excess risk after one step from W = 0, by what adapts.
+
+    With c = outputs_a tasks_i, g and x the second moments of G and of (W*, -G), it is ``sum_ai s_i
+    (g p^2 - 2 x p + c) / 2`` for a diagonal preconditioner p_ai. "no step": p = 0; "one rate": one
+    number, the shallow model's; "bottom adapts": l_a, the diagonal of alpha U U.T; "top adapts":
+    r_i, that of alpha B.T B; "both adapt": l_a + r_i, neither negative; "P*": x/g, any
+    preconditioner. Second moments of G are diagonal, so that off-diagonal entries of U U.T and B.T
+    B add risk alone. Products U B = 0 with any such factors need a width of d + o at least.
+
+    ``inputs`` [d], ``tasks`` [d] and ``outputs`` [o] are positive, ``noise`` is the standard
+    deviation of the labels' noise. ValueError: shapes that do not match, or an argument out of
+    range. Source: derived in book/depth/linear_layers.
+    """
+    s = _variances("inputs", inputs)
+    c = np.outer(_variances("outputs", outputs), _variances("tasks", tasks, len(s)))
+    u = 1 / one_number("support", support_size(support))
+    sigma = one_number("noise", at_least("noise", noise, 0, "noise is a standard deviation"))
+    g, x = _moments(c, s, (c @ s)[:, None], u, sigma)
+
+    def risk(p: ArrayLike) -> float:
+        return float(np.sum(s * (g * np.square(p) - 2 * x * p + c)) / 2)
+
+    def best(axis: int | None) -> Array:
+        """The best entries that do not vary along an axis, or along either."""
+        return np.asarray(np.sum(s * x, axis, keepdims=True) / np.sum(s * g, axis, keepdims=True))
+
+    each = np.sqrt(s * g)
+    columns = [np.broadcast_to(unit[:, None], c.shape) for unit in np.eye(len(c))]
+    columns += [np.broadcast_to(unit, c.shape) for unit in np.eye(len(s))]
+    design = np.stack([(each * column).ravel() for column in columns], axis=1)
+    factors = nnls(design, (each * x / g).ravel())[0]
+    both = factors[: len(c), None] + factors[len(c) :]
+    return {"no step": risk(0.0), "one rate": risk(best(None)), "bottom adapts": risk(best(1)),
+            "top adapts": risk(best(0)), "both adapt": risk(both), "P*": risk(x / g)}
