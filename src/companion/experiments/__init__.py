@@ -6,6 +6,7 @@ from companion.experiments import (
     depth_images,
     equal_hardness,
     finite_tasks,
+    freezing,
     ladder,
     landscape_images,
     learned_step,
@@ -20,7 +21,7 @@ from companion.experiments import (
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (linear, race, equal_hardness, finite_tasks, two_layer, landscape_images, shallow,
-                   learned_step, ladder, linear_layers, rules, alignment, depth_images)}
+                   learned_step, ladder, linear_layers, rules, freezing, alignment, depth_images)}
 
 
 def get(name: str) -> Experiment:

@@ -35,9 +35,9 @@ class Config:
     most: float = 3.0
     noise: float = 2.0
     hidden: int = 20
-    alphas: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
+    alphas: Sequence[float] = (0.3, 1.0)
     seeds: int = 20
-    budget: Budget = Budget(800, 20, 0.02, query=50, test_tasks=300, test_query=100)
+    budget: Budget = Budget(600, 20, 0.02, query=50, test_tasks=300, test_query=100)
 
 
 PROFILES = {"quick": Config(
@@ -134,16 +134,16 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def who_transforms_whom(record: Record) -> Finding:
-    """D4: the bottom alone keeps half of the gain; open where depth has no clear gain of 2 %."""
+    """D4: the bottom alone keeps half of what depth gains, wherever it clearly gains 2 %."""
     clear = (gains(record.table).set_index(CASE)["low"] > 1.02).rename("clear")
     shares = tables.where(kept(record.table), adapting="bottom").join(clear, on=CASE)
-    what, left = "share of the gain kept by the bottom alone", shares[~shares["clear"]]
-    others = {f"{row['family']}, {row['model']}": "inconclusive" for _, row in left.iterrows()}
-    what += f" (but for {'; '.join(others)}, where depth gains too little)" if others else ""
-    if len(left) == len(shares):
-        return Finding("inconclusive", what=what, cases=others)
-    found = tables.judge(shares[shares["clear"]], what, CASE, above=0.5)
-    return replace(found, cases={**found.cases, **others})
+    what, small = "share of the gain kept by the bottom alone", shares[~shares["clear"]]
+    if len(small):
+        names = "; ".join(f"{row['family']}, {row['model']}" for _, row in small.iterrows())
+        what += f" (not asked of {names}: depth gains too little)"
+    if len(small) == len(shares):
+        return Finding("inconclusive", what=what)
+    return tables.judge(shares[shares["clear"]], what, CASE, above=0.5)
 
 
 EXPERIMENT = Experiment("freezing", "which half of a model must adapt", PROFILES, points, measure,
