@@ -3,17 +3,14 @@ do the same (paper D, claim D4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
-from torch.func import grad, vjp, vmap
 
 from companion import nets, tables
-from companion.checks import Array
 from companion.experiment import Experiment, rounded
 from companion.fleets import Budget, Model, train
-from companion.measures.kronecker import cosine, fit_kronecker
+from companion.measures.kronecker import cosine
+from companion.measures.upper_layers import bottom_gradients, fitted
 from companion.meta_optimizers import Params
 from companion.nets import Net
 from companion.records import Point, Record, Row
@@ -70,38 +67,22 @@ def network(config: Config, activation: str, hidden: int = HIDDEN) -> Net:
     return nets.mlp((*[config.dim] * (hidden + 1), config.outputs), activation, bias=False)
 
 
-def bottom_gradients(config: Config, fleet: Fleet, activation: str, params: Params,
-                     purpose: str) -> tuple[Array, ...]:
-    """Gradients of the bottom layers on drawn supports, [layer, run, task, dim, dim]: in the whole
-    network; and with the head upon the bottom layers, for the same errors at the outputs."""
-    whole, small = network(config, activation), network(config, activation, len(BOTTOM))
-    loss, names = fleet.loss(whole.apply), [f"{i}.weight" for i in BOTTOM]
-
-    def both(params: Params, normal: dict[str, torch.Tensor], family: Any) -> tuple[Params, Params]:
-        x, y = fleet.make(normal, family).support
-        head = {f"{len(BOTTOM)}.weight": params[f"{HIDDEN}.weight"]}
-        back = vjp(lambda some: small.apply(some | head, x), {n: params[n] for n in names})[1]
-        return grad(loss)(params, (x, y)), back((whole.apply(params, x) - y) / len(y))[0]
-
-    normal = fleet.draw(fleet, purpose, config.pairs, 0)(0)
-    sides = vmap(vmap(both, in_dims=(None, 0, None)))(params, normal, *fleet.settings)
-    return tuple(np.stack([side[name].cpu().numpy() for name in names]) for side in sides)
-
-
 def compare(config: Config, fleet: Fleet, activation: str, params: Params) -> list[Row]:
     """A row for every layer and seed: the mean cosine on held-out tasks of its gradients in the two
     networks, ``raw``, after its fitted rule, ``aligned``, and the other layer's, ``shuffled``."""
-    fit, test = (bottom_gradients(config, fleet, activation, params, f"align/{side}")
+    whole, small = network(config, activation), network(config, activation, len(BOTTOM))
+    names = [f"{layer}.weight" for layer in BOTTOM]
+    fit, test = (bottom_gradients(fleet, whole, small, names, params, f"align/{side}", config.pairs)
                  for side in ("fit", "test"))
+    left, right = fitted(*fit)
     rows = []
     for run, seed in enumerate(fleet.seeds):
-        rules = [fit_kronecker(fit[1][layer, run], fit[0][layer, run]) for layer in BOTTOM]
         for layer in BOTTOM:
-            target, small = (side[layer, run] for side in test)
-            aligned, shuffled = (cosine(left @ small @ right, target)
-                                 for left, right in (rules[layer], rules[1 - layer]))
+            target, plain = (side[layer, run] for side in test)
+            aligned, shuffled = (cosine(left[rule, run] @ plain @ right[rule, run], target)
+                                 for rule in (layer, 1 - layer))
             rows.append({"layer": layer, "seed": seed} | rounded(
-                raw=cosine(small, target), aligned=aligned, shuffled=shuffled))
+                raw=cosine(plain, target), aligned=aligned, shuffled=shuffled))
     return rows
 
 
