@@ -28,8 +28,8 @@ from companion.updates import (
 )
 
 __all__ = ["RULES", "Alpha", "AnyUpdate", "InnerOptimizer", "Params", "Rule", "Update", "as_inner",
-           "as_matrix", "chain", "fixed_rate", "kfo", "learned_rate", "meta_curvature", "meta_sgd",
-           "momentum", "nonlinear_kfo", "per_step_rates", "sgd"]
+           "as_matrix", "chain", "fixed_rate", "held_kfo", "kfo", "learned_rate", "meta_curvature",
+           "meta_sgd", "momentum", "nonlinear_kfo", "per_step_rates", "sgd"]
 
 
 def _stateless(rule: Params, gradients: Params) -> Params:
@@ -186,6 +186,24 @@ def kfo(alpha: Alpha, *, psd: bool = False) -> Rule:
     return Rule(lambda params: _identities(params, [""]), apply)
 
 
+def held_kfo(alpha: Alpha) -> Rule:
+    """KFO with factors that are given and not learned, and one learned rate: update = alpha * scale
+    * L G R.
+
+    ``<name>.L`` and ``.R`` are identities until the caller puts others in their place, and have no
+    meta-gradient; ``scale`` [] starts at 1. Shapes and errors are those of :func:`kfo`.
+    """
+    check_rate(alpha)
+
+    def apply(rule: Params, gradients: Params) -> Params:
+        held = {key: value.detach() for key, value in rule.items() if key != "scale"}
+        rate = alpha * _own(rule, "scale", ())
+        return {name: rate * _sandwich(held, name, as_matrix(name, g)).reshape(g.shape)
+                for name, g in gradients.items()}
+
+    return Rule(lambda params: learned_rate(alpha).init(params) | _identities(params, [""]), apply)
+
+
 def nonlinear_kfo(alpha: Alpha) -> Rule:
     """KFO with two hidden layers: update = alpha * [G + K3(relu(K2(relu(K1(G)))))].
 
@@ -215,12 +233,14 @@ RULES: dict[str, Callable[[Alpha], Rule]] = {
     "SGD": fixed_rate, "learned rate": learned_rate, "Meta-SGD": meta_sgd,
     "Meta-Curvature": meta_curvature, "KFO": kfo, "KFO, psd": partial(kfo, psd=True),
     "KFO, nonlinear": nonlinear_kfo}
+HELD: dict[str, Callable[[Alpha], Rule]] = {"KFO, held": held_kfo}
 STEPWISE: dict[str, Callable[[Alpha, int], Rule]] = {"per-step rates": per_step_rates}
 
 
 def rule_named(name: str, alpha: Alpha, steps: int = 1) -> Rule:
-    """The rule of that name, of RULES or STEPWISE, at a rate and for so many inner steps;
+    """The rule of that name, of RULES, HELD or STEPWISE, at a rate and for so many inner steps;
     ValueError for an unknown name."""
-    known = [*RULES, *STEPWISE]
+    plain = RULES | HELD
+    known = [*plain, *STEPWISE]
     require(name in known, "rule", f"be one of {', '.join(known)}", repr(name), "see RULES")
-    return RULES[name](alpha) if name in RULES else STEPWISE[name](alpha, steps)
+    return plain[name](alpha) if name in plain else STEPWISE[name](alpha, steps)

@@ -2,7 +2,6 @@
 
 from companion.experiment import Experiment
 from companion.experiments import (
-    alignment,
     depth_images,
     equal_hardness,
     finite_tasks,
@@ -15,13 +14,15 @@ from companion.experiments import (
     race,
     rules,
     shallow,
+    transplant,
     two_layer,
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (linear, race, equal_hardness, finite_tasks, two_layer, landscape_images, shallow,
-                   learned_step, ladder, linear_layers, rules, freezing, alignment, depth_images)}
+                   learned_step, ladder, linear_layers, rules, freezing, transplant,
+                   depth_images)}
 
 
 def get(name: str) -> Experiment:
