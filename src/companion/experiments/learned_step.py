@@ -20,15 +20,16 @@ from companion.tasks import Fleet
 from companion.tasks.readouts import readout_fleet, spread
 from companion.theory import depth
 
-SETTING = ["support", "dim", "rho", "alpha", "b"]
+SETTING = ["spread", "support", "dim", "rho", "alpha", "b"]
 
 
 @dataclass(frozen=True)
 class Config:
     """``isotropic`` are settings (support, dim, rho), fixed before any run, at the inner rate
     ``alpha``; ``broken`` are (alpha, b) at which (10, 5, 1) is measured again, with b the standard
-    deviation of the second layer at the start. ``spread`` are supports for inputs of standard
-    deviations from ``least`` to ``most``. A starts as a multiple of I, up to ``std``."""
+    deviation of the second layer at the start. ``spread`` are supports for inputs, or for optima of
+    white inputs, of standard deviations from ``least`` to ``most``. A starts as a multiple of I, up
+    to ``std``."""
 
     isotropic: Sequence[tuple[int, int, float]] = (
         (1, 1, 1.0), (1, 8, 1.0), (1, 3, 0.5), (5, 3, 1.0), (5, 8, 2.0), (10, 5, 1.0), (10, 1, 0.5),
@@ -52,22 +53,32 @@ PROFILES = {
 
 
 def points(config: Config) -> list[Point]:
-    """A fleet for every setting; ``rho`` None stands for spread inputs."""
-    every: list[tuple[Any, ...]] = [(*setting, config.alpha, config.std)
+    """A fleet for every setting; ``spread`` says what is, "inputs", "tasks" or "none"."""
+    every: list[tuple[Any, ...]] = [("none", *setting, config.alpha, config.std)
                                     for setting in config.isotropic]
-    every += [(10, 5, 1.0, *broken) for broken in config.broken]
-    every += [(support, config.dim, None, config.alpha, config.std) for support in config.spread]
+    every += [("none", 10, 5, 1.0, *broken) for broken in config.broken]
+    every += [(what, support, config.dim, rho, config.alpha, config.std)
+              for what, rho in (("inputs", None), ("tasks", 1.0)) for support in config.spread]
     return [dict(zip(SETTING, setting, strict=True)) for setting in every]
+
+
+def scales_of(config: Config, point: Point) -> tuple[Array, Array]:
+    """Standard deviations along the axes, [dim]: of the inputs, and of the optima times
+    sqrt(dim)."""
+    wide, flat = np.array(spread(config.dim, config.least, config.most)), np.ones(point["dim"])
+    inputs = wide if point["spread"] == "inputs" else flat * math.sqrt(point["rho"])
+    return inputs, wide if point["spread"] == "tasks" else flat
 
 
 def fleet_of(config: Config, point: Point, device: str = "cpu") -> Fleet:
     """A run for every seed; the inner rate is ``alpha``, relative to the largest curvature where
     inputs are spread."""
-    scales, alpha = spread(config.dim, config.least, config.most), point["alpha"]
+    (inputs, optima), alpha = scales_of(config, point), point["alpha"]
     if point["rho"] is not None:
-        scales, alpha = (math.sqrt(point["rho"]),) * point["dim"], alpha * point["rho"]
-    return readout_fleet("regression", [{"scales": scales, "alpha": alpha}], range(config.seeds),
-                         support=point["support"], device=device)
+        alpha = alpha * point["rho"]
+    setting = {"scales": inputs.tolist(), "tasks": optima.tolist(), "alpha": alpha}
+    return readout_fleet("regression", [setting], range(config.seeds), support=point["support"],
+                         device=device)
 
 
 def near_identity(fleet: Fleet, width: int, level: float, std: float, b_std: float) -> Params:
@@ -91,24 +102,25 @@ def preconditioners(fleet: Fleet, params: Params) -> Array:
 
 
 def measure(config: Config, point: Point, device: str) -> list[Row]:
-    """A row for every seed and input variance: the learned and the best preconditioner along that
-    direction, the least and largest eigenvalue learned, and the length of b.
+    """A row for every seed and axis: the ``variance`` of what is spread along it, the learned and
+    the best preconditioner there, the least and largest eigenvalue learned, and the length of b.
 
-    Runs start from half of the best step. Isotropic inputs have one variance, and the learned
-    number is the mean eigenvalue.
+    Runs start from half of the best step. Where nothing is spread there is one variance, and the
+    learned number is the mean eigenvalue.
     """
     fleet, dim, m = fleet_of(config, point, device), point["dim"], point["support"]
-    root = fleet.settings[0].root.cpu().numpy()
-    variances = np.square(root[0]).sum(0)
-    best = np.diag(depth.best_preconditioner(np.diag(variances), np.eye(dim) / dim, m))
+    inputs, optima = map(np.square, scales_of(config, point))
+    best = np.diag(depth.best_preconditioner(np.diag(inputs), np.diag(optima) / dim, m))
     level = math.sqrt(float(np.exp(np.log(best).mean())) / (2 * float(fleet.alpha[0])))
     model = Model(nets.deep_linear((dim, dim, 1)))
     params = train(fleet, model, config.budget,
                    begin=near_identity(fleet, dim, level, config.std, point["b"]))
     learned = preconditioners(fleet, params)
+    root = fleet.settings[0].root.cpu().numpy()
     directions = root / np.linalg.norm(root, axis=1, keepdims=True)
     along = np.einsum("rki,rkl,rli->ri", directions, learned, directions)
-    if point["rho"] is not None:
+    variances = optima if point["spread"] == "tasks" else inputs
+    if point["spread"] == "none":
         variances, best, along = variances[:1], best[:1], along.mean(1, keepdims=True)
     values = np.linalg.eigvalsh(learned)
     lengths = params["1.weight"].norm(dim=(1, 2)).tolist()
