@@ -195,11 +195,12 @@ def over(table: pd.DataFrame, base: str) -> pd.DataFrame:
     return tables.contrast(rows, [*CASE, "rung"], "after", {"rung": base})
 
 
-def _deep(rungs: Sequence[str], record: Record) -> Finding:
-    """D1: each of ``rungs`` has a larger risk than the deep model, unless nothing is spread."""
-    rows = over(record.table, DEEP)
+def above(base: str, rungs: Sequence[str], record: Record) -> Finding:
+    """Is the risk of each of ``rungs`` larger than that of the rung ``base``, wherever something is
+    spread?"""
+    rows = over(record.table, base)
     rows = tables.where(rows[rows["family"] != "neither"], rung=tuple(rungs))
-    return tables.judge(rows, "risk of shallow / deep", [*CASE, "rung"], above=1)
+    return tables.judge(rows, f"risk of shallow / {base}", [*CASE, "rung"], above=1)
 
 
 def gain(record: Record) -> Finding:
@@ -217,5 +218,6 @@ def gain(record: Record) -> Finding:
 EXPERIMENT = Experiment(
     "ladder", "depth beside every opponent, from no step to least squares", PROFILES, points,
     measure, devices=("cuda", "cpu"), findings={
-        "D1/rates": partial(_deep, RATES), "D1/whitened": partial(_deep, WHITENED),
-        "D1/matrix": partial(_deep, ("matrix",)), "D2/gain": gain})
+        "D1/rates": partial(above, DEEP, RATES), "D1/whitened": partial(above, DEEP, WHITENED),
+        "D1/matrix": partial(above, DEEP, ("matrix",)), "D2/gain": gain,
+        "D3/every rate": partial(above, "matrix", RATES)})
