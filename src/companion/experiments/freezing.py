@@ -27,7 +27,6 @@ class Config:
     deviations from ``least`` to ``most``; ``noise`` is for spread outputs, ``hidden`` for MLPs."""
 
     families: Sequence[str] = ("inputs", "tasks, inputs", "tasks, outputs", "both", "boundaries")
-    models: Sequence[str] = ("linear", "mlp")
     dim: int = 10
     outputs: int = 5
     support: int = 20
@@ -35,20 +34,21 @@ class Config:
     most: float = 3.0
     noise: float = 2.0
     hidden: int = 20
-    alphas: Sequence[float] = (0.3, 1.0)
+    alphas: Sequence[tuple[str, Sequence[float]]] = (
+        ("linear", (0.3, 1.0)), ("mlp", (0.1, 0.3, 1.0)))
     seeds: int = 20
     budget: Budget = Budget(600, 20, 0.02, query=50, test_tasks=300, test_query=100)
 
 
 PROFILES = {"quick": Config(
-    families=("tasks, inputs", "tasks, outputs"), models=("linear",), alphas=(1.0,), seeds=5,
+    families=("tasks, inputs", "tasks, outputs"), alphas=(("linear", (1.0,)),), seeds=5,
     budget=replace(Config.budget, steps=250, test_tasks=200)), "full": Config()}
 
 
 def points(config: Config) -> list[Point]:
     """A fleet for every family, model, and what adapts; "one rate" is the model without depth."""
     return [{"family": family, "model": model, "adapting": arm} for family in config.families
-            for model in config.models for arm in ("one rate", "both", "bottom", "top")]
+            for model, _ in config.alphas for arm in ("one rate", "both", "bottom", "top")]
 
 
 def setting(config: Config, family: str, hidden: int = 0) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
         return rows_of(point, alphas, fleet.seeds, dict(zip(COLUMNS, found, strict=True)))
 
     lost: Row = dict(zip(COLUMNS, (CAP, CAP, None, CAP), strict=True))
-    return unless_diverged(rows, config.alphas, point, config.seeds, lost)
+    return unless_diverged(rows, dict(config.alphas)[point["model"]], point, config.seeds, lost)
 
 
 def floors(config: Config, family: str) -> dict[str, float]:
