@@ -16,6 +16,7 @@ from companion.meta_optimizers import (
     Params,
     Rule,
     chain,
+    held_kfo,
     kfo,
     learned_rate,
     meta_curvature,
@@ -23,6 +24,7 @@ from companion.meta_optimizers import (
     momentum,
     nonlinear_kfo,
     per_step_rates,
+    rule_named,
     sgd,
 )
 from companion.objectives import joined, learned, maml, parted
@@ -91,6 +93,23 @@ def test_kfo_is_a_kronecker_matrix(key: str) -> None:
             assert torch.linalg.eigvalsh(matrix).min() > -1e-12
         expected = ALPHA * (matrix @ columns(key, g[key])).mT.reshape(g[key].shape)
         assert relative(rule.apply(own, g)[key], expected) < 1e-12
+
+
+def test_held_factors_are_data() -> None:
+    """KFO times one rate, the factors without a meta-gradient; SGD at the start."""
+    g, rule = gradients(), held_kfo(ALPHA)
+    first = rule.apply(rule.init(g), g)
+    assert all(torch.equal(first[key], ALPHA * g[key]) for key in g)
+    own = disturbed(rule, g)
+    factors = {key: value for key, value in own.items() if key != "scale"}
+    plain = kfo(ALPHA).apply(factors, g)
+    assert factors.keys() == kfo(ALPHA).init(g).keys()
+    for key, update in rule.apply(own, g).items():
+        assert relative(update, own["scale"] * plain[key]) < 1e-12
+    slopes = grad(lambda some: sum(u.square().sum() for u in rule.apply(some, g).values()))(own)
+    assert slopes.pop("scale") != 0
+    assert all((slope == 0).all() for slope in slopes.values())
+    assert rule_named("KFO, held", ALPHA).init(g).keys() == own.keys()
 
 
 @pytest.mark.parametrize("key", SHAPES)

@@ -1,18 +1,14 @@
-"""Upper layers beside a fitted rule: gradients against autograd, the fit, and D4 from made
-tables."""
+"""Upper layers beside a fitted rule: what is compared, when, and D4 from made tables."""
 
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from companion.experiments import alignment
 from companion.fleets import Budget, Model, start, train
-from companion.measures import kronecker
 from companion.records import Record
-from companion.streams import stream
 
 QUICK = alignment.PROFILES["quick"]
 
@@ -43,35 +39,6 @@ def test_looks_are_at_the_parameters_of_those_steps() -> None:
         found = [row["aligned"] for row in rows if row["look"] == look]
         assert found == pytest.approx([row["aligned"] for row in expected], rel=1e-4)
     assert rows[0]["aligned"] != rows[2]["aligned"]
-
-
-def test_bottom_gradients_are_those_of_autograd() -> None:
-    config = replace(QUICK, seeds=1, pairs=2)
-    fleet = alignment.fleet_of(config)
-    params = start(fleet, Model(alignment.network(config, "tanh")))
-    full, small = alignment.bottom_gradients(config, fleet, "tanh", params, "tests")
-    drawn = fleet.draw(fleet, "tests", 2, 0)(0)
-    x, y = fleet.make({name: value[0, 1] for name, value in drawn.items()}, *fleet.run(0)).support
-    w = [value[0].clone().requires_grad_() for value in params.values()]
-    hidden = torch.tanh(torch.tanh(x @ w[0].T) @ w[1].T)
-    out = torch.tanh(torch.tanh(hidden @ w[2].T) @ w[3].T) @ w[4].T
-    error = (out - y).detach() / len(y)
-    for upper, found in ((out, full), (hidden @ w[4].T, small)):
-        slopes = torch.autograd.grad(upper, w[:2], error, retain_graph=True)
-        for layer in (0, 1):
-            np.testing.assert_allclose(found[layer][0, 1], slopes[layer].numpy(), rtol=1e-9,
-                                       atol=1e-12)
-
-
-def test_fit_kronecker_finds_a_product_that_there_is() -> None:
-    rng = stream(0, "tests/fit")
-    left, right, g = (rng.standard_normal((3, 3)), rng.standard_normal((4, 4)),
-                      rng.standard_normal((50, 3, 4)))
-    a, b = kronecker.fit_kronecker(g, left @ g @ right)
-    np.testing.assert_allclose(a @ g @ b, left @ g @ right, atol=1e-9)
-    assert kronecker.cosine(g, 2 * g) == pytest.approx(1, abs=1e-12)
-    assert kronecker.cosine(g, -g) == pytest.approx(-1, abs=1e-12)
-    assert kronecker.cosine(g, 0 * g) == 0
 
 
 def test_d4_flips(around) -> None:
