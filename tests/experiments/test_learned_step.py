@@ -36,14 +36,21 @@ def test_the_preconditioner_is_that_of_the_net() -> None:
                                    expected.numpy(), rtol=1e-12)
 
 
-def test_spread_inputs_have_a_row_a_direction() -> None:
+def test_what_is_spread_has_a_row_a_direction() -> None:
     config = learned_step.Config(isotropic=(), broken=(), spread=(5,), dim=3, seeds=2,
                                  budget=Budget(steps=5, tasks=5, rate=0.01))
-    (point,) = learned_step.points(config)
-    rows = learned_step.measure(config, point, "cpu")
-    assert [(row["seed"], round(row["variance"], 4)) for row in rows] == [
-        (seed, variance) for seed in (0, 1) for variance in (0.01, 0.3, 9.0)]
-    assert rows[0]["best"] > rows[1]["best"] > rows[2]["best"]
+    points = learned_step.points(config)
+    assert [point["spread"] for point in points] == ["inputs", "tasks"]
+    for point, order in zip(points, (1, -1), strict=True):
+        rows = learned_step.measure(config, point, "cpu")
+        assert [(row["seed"], round(row["variance"], 4)) for row in rows] == [
+            (seed, variance) for seed in (0, 1) for variance in (0.01, 0.3, 9.0)]
+        best = [row["best"] for row in rows[:3]][::order]
+        assert best[0] > best[1] > best[2]
+        (family,) = learned_step.fleet_of(config, point).run(0)
+        spread, flat = ((family.covariance, 3 * family.task_covariance)[::order])
+        assert torch.linalg.eigvalsh(spread).tolist() == pytest.approx([0.01, 0.3, 9], rel=1e-9)
+        torch.testing.assert_close(flat, torch.eye(3, dtype=torch.float64))
     one = learned_step.measure(replace(config, seeds=1), point, "cpu")
     assert [row["learned"] for row in one] == pytest.approx(
         [row["learned"] for row in rows[:3]], rel=1e-5)
@@ -53,7 +60,7 @@ def test_the_record_of_the_learned_step() -> None:
     """Nine settings fixed beforehand, 20 seeds: every 95 % interval inside [.97, 1.03]."""
     config = learned_step.PROFILES["full"]
     found = learned_step.over_best(learned_step.EXPERIMENT.load("full").table)
-    usual = found[found["rho"].notna() & (found["alpha"] == config.alpha)
+    usual = found[(found["spread"] == "none") & (found["alpha"] == config.alpha)
                   & (found["b"] == config.std)]
     assert [tuple(row) for row in usual[["support", "dim", "rho"]].to_numpy()] == list(
         config.isotropic)

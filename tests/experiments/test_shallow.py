@@ -1,15 +1,13 @@
-"""Shallow and deep models: the floor that theory sets, lost rates, and D1 from made tables."""
+"""Shallow and deep models: the floor that theory sets, and lost rates."""
 
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from companion import nets
 from companion.experiments import shallow
 from companion.fleets import CAP, Budget, Model, scores, train
-from companion.records import Record
 from companion.tasks.readouts import readout_fleet
 from companion.theory import depth
 
@@ -42,36 +40,3 @@ def test_a_diverged_inner_rate_is_lost_alone() -> None:
     assert len({tuple(row) for row in rows}) == 1
     alone = shallow.measure(replace(config, alphas=((1, (0.1,)),)), point, "cpu")
     assert rows[:2] == alone
-
-
-def table(around, deep: float = 0.4, boundaries: float | None = None,
-          noise: float = 0.01) -> Record:
-    """D1 holds: 0.5 for the shallow model, at a rate that validation tasks choose."""
-    rows = []
-    for point in shallow.points(shallow.PROFILES["full"]):
-        mean = 0.5 if point["model"] != "deep" else deep
-        if boundaries and (point["kind"], point["model"]) == ("boundaries", "deep"):
-            mean = boundaries
-        for alpha, valid in ((0.1, 2.0), (0.3, 1.0), (1.0, 3.0)):
-            rows += [{**point, "alpha": alpha, "seed": seed, "valid": valid,
-                      "risk_1": risk if point["train_steps"] == 1 else 9.0,
-                      "risk_5": risk if point["train_steps"] == 5 else 9.0}
-                     for seed, risk in enumerate(around(mean, noise) if alpha == 0.3
-                                                 else np.full(20, 7 * mean))]
-    return Record(pd.DataFrame(rows), {})
-
-
-@pytest.mark.parametrize(("changes", "word"), [
-    ({}, "supported"), ({"deep": 0.7}, "contradicted"), ({"boundaries": 0.7}, "mixed"),
-    ({"boundaries": 0.5003, "noise": 0.2}, "inconclusive")], ids=str)
-def test_d1_flips(around, changes: dict, word: str) -> None:
-    found = shallow.synthetic(table(around, **changes))
-    assert found.word == word
-    assert set(found.cases) == {f"{kind}, train steps {k}" for kind in shallow.KINDS
-                                for k in (1, 5)}
-    assert (found.detectable is not None) == (word == "inconclusive")
-    if word == "supported":
-        assert found.interval.value == pytest.approx(1.25, rel=0.02)
-        assert found.interval.low < found.interval.value < found.interval.high
-    else:
-        assert found.interval.low < 1
