@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from companion import nets, tables
+from companion.checks import Array
 from companion.experiment import Experiment, rounded
 from companion.fleets import Budget, Model, train
+from companion.measures import upper_layers
 from companion.measures.kronecker import cosine
-from companion.measures.upper_layers import bottom_gradients, fitted
 from companion.meta_optimizers import Params
 from companion.nets import Net
 from companion.records import Point, Record, Row
@@ -67,22 +68,28 @@ def network(config: Config, activation: str, hidden: int = HIDDEN) -> Net:
     return nets.mlp((*[config.dim] * (hidden + 1), config.outputs), activation, bias=False)
 
 
+def bottom_gradients(config: Config, fleet: Fleet, activation: str, params: Params,
+                     purpose: str) -> tuple[Array, Array]:
+    """:func:`companion.measures.upper_layers.bottom_gradients` of these networks, on ``pairs``."""
+    whole, small = network(config, activation), network(config, activation, len(BOTTOM))
+    return upper_layers.bottom_gradients(fleet, whole, small, [f"{i}.weight" for i in BOTTOM],
+                                         params, purpose, config.pairs)
+
+
 def compare(config: Config, fleet: Fleet, activation: str, params: Params) -> list[Row]:
     """A row for every layer and seed: the mean cosine on held-out tasks of its gradients in the two
     networks, ``raw``, after its fitted rule, ``aligned``, and the other layer's, ``shuffled``."""
-    whole, small = network(config, activation), network(config, activation, len(BOTTOM))
-    names = [f"{layer}.weight" for layer in BOTTOM]
-    fit, test = (bottom_gradients(fleet, whole, small, names, params, f"align/{side}", config.pairs)
+    fit, test = (bottom_gradients(config, fleet, activation, params, f"align/{side}")
                  for side in ("fit", "test"))
-    left, right = fitted(*fit)
+    left, right = upper_layers.fitted(*fit)
     rows = []
     for run, seed in enumerate(fleet.seeds):
         for layer in BOTTOM:
-            target, plain = (side[layer, run] for side in test)
-            aligned, shuffled = (cosine(left[rule, run] @ plain @ right[rule, run], target)
+            target, small = (side[layer, run] for side in test)
+            aligned, shuffled = (cosine(left[rule, run] @ small @ right[rule, run], target)
                                  for rule in (layer, 1 - layer))
             rows.append({"layer": layer, "seed": seed} | rounded(
-                raw=cosine(plain, target), aligned=aligned, shuffled=shuffled))
+                raw=cosine(small, target), aligned=aligned, shuffled=shuffled))
     return rows
 
 
