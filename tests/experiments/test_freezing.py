@@ -76,7 +76,7 @@ def test_the_floors() -> None:
 def test_training_reaches_the_floors() -> None:
     """Of all four arms, from data alone; no two floors are near each other."""
     config = replace(TINY, outputs=3, support=20, seeds=2, least=0.05, noise=3.0,
-                     budget=Budget(400, 20, 0.03, test_tasks=4000, batch=500))
+                     budget=Budget(250, 20, 0.03, test_tasks=2000, batch=500))
     floors, reached = freezing.floors(config, "both"), {}
     for arm, name in (("one rate", "one rate"), ("bottom", "bottom adapts"), ("top", "top adapts"),
                       ("both", "both adapt")):
@@ -84,7 +84,7 @@ def test_training_reaches_the_floors() -> None:
         fleet, model = freezing.fleet_of(config, point, (0.5,)), freezing.model_of(config, point)
         risk = scores(fleet, model, train(fleet, model, config.budget), config.budget, (1,)).risk
         reached[name] = float(risk.mean())
-    assert reached == pytest.approx({name: floors[name] for name in reached}, rel=0.04)
+    assert reached == pytest.approx({name: floors[name] for name in reached}, rel=0.03)
     values = sorted(floors[name] for name in reached)
     assert min(np.divide(values[1:], values[:-1])) > 1.15
 
@@ -104,13 +104,14 @@ def test_a_measurement(family: str, model: str, arm: str) -> None:
 
 
 def test_the_risks_are_before_and_after_the_step() -> None:
+    """On test tasks, and after it on validation tasks."""
     point = {"family": "both", "model": "linear", "adapting": "both"}
     fleet, model = freezing.fleet_of(TINY, point, TINY.alphas), freezing.model_of(TINY, point)
-    params = train(fleet, model, TINY.budget)
-    for k, row in enumerate(zip(*[[r[f"risk_{k}"] for r in freezing.measure(TINY, point, "cpu")]
-                                  for k in (0, 1)], strict=True)):
-        assert row == pytest.approx(scores(fleet, model, params, TINY.budget, (0, 1)).means.risk[k],
-                                    rel=1e-5)
+    params, found = train(fleet, model, TINY.budget), freezing.measure(TINY, point, "cpu")
+    for column, k, purpose in (("risk_0", 0, "test"), ("risk_1", 1, "test"),
+                               ("valid", 1, "validate")):
+        risks = scores(fleet, model, params, TINY.budget, (k,), purpose=purpose).means.risk[:, 0]
+        assert [row[column] for row in found] == pytest.approx(risks.tolist(), rel=1e-5)
 
 
 def test_a_lost_rate() -> None:
@@ -153,8 +154,8 @@ def test_the_share_that_a_half_keeps(around) -> None:
 
 
 def test_a_share_is_of_means_over_paired_seeds() -> None:
-    risks = np.array([[2.0, 1.5, 1.0], [4.0, 4.0, 1.0]])
-    assert freezing.share(risks) == pytest.approx((3 - 2.75) / (3 - 1))
+    risks = np.array([[2.0, 1.5, 1.0], [4.0, 4.0, 1.0], [9.0, 5.0, 1.0]])
+    assert freezing.share(risks) == pytest.approx((5 - 3.5) / (5 - 1))
     seeds = stream(0, "tests/seeds").normal(5, 1, 20)  # which differ by more than the arms do
     rows = [{"family": "both", "model": "mlp", "adapting": arm, "alpha": 1.0, "seed": seed,
              "valid": 1.0, "risk_1": level + offset}
