@@ -8,9 +8,11 @@ and C = diag(outputs) kron diag(tasks), and the step is from W = 0. Derived in
 book/depth/linear_layers.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+import sympy as sp
 from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 
@@ -68,3 +70,53 @@ def half_risks(inputs: ArrayLike, tasks: ArrayLike, outputs: ArrayLike, support:
     both = factors[: len(c), None] + factors[len(c) :]
     return {"no step": risk(0.0), "one rate": risk(best(None)), "bottom adapts": risk(best(1)),
             "top adapts": risk(best(0)), "both adapt": risk(both), "P*": risk(x / g)}
+
+
+@cache
+def proofs() -> dict[str, bool]:
+    """Theorems of book/depth/linear_layers, gone through by SymPy.
+
+    ``frozen``: what a step on either half and on both does to U B, two outputs, three hidden units
+    and two inputs; ``one output``: there a step on B alone is that of one rate, |U|^2 alpha. For
+    every d and o: ``top``: 1/P*_ai changes with the output by -noise^2 / (m outputs_a^2 tasks_i),
+    so that adapting the top alone reaches P* where there is no noise (or outputs are alike), and
+    not otherwise. ``bottom``: adapting the bottom alone reaches it where inputs and tasks are
+    isotropic; with noise and two outputs of unlike variances, nowhere else.
+    """
+    s, t, s_2, t_2, o, o_2, u, total, sigma = sp.symbols("s t s_2 t_2 o o_2 u T sigma",
+                                                         positive=True)
+
+    def inverse(s: sp.Expr, t: sp.Expr, o: sp.Expr) -> sp.Expr:
+        g, x = _moments(o * t, s, o * total, u, sigma)
+        return g / x
+
+    def gap(o: sp.Expr) -> sp.Expr:
+        return inverse(s, t, o) - inverse(s_2, t_2, o)
+
+    change = sp.diff(inverse(s, t, o), o) + u * sigma**2 / (o**2 * t)
+    tasks = gap(o) - gap(o_2) - u * sigma**2 * (1 / o - 1 / o_2) * (1 / t - 1 / t_2)
+    inputs = gap(o).subs(t_2, t) - (1 + u) * (s - s_2)
+    alpha = sp.Symbol("alpha")
+    above, below, gradient, bottom, top, both = _steps(alpha, 2)
+    factors = above * above.T * gradient, gradient * below.T * below
+    product = above * below
+    frozen = (bottom - product + alpha * factors[0], top - product + alpha * factors[1],
+              both - product + alpha * (factors[0] + factors[1])
+              - alpha**2 * gradient * product.T * gradient)
+    above, below, gradient, bottom, *_ = _steps(alpha, 1)
+    one = bottom - above * below + alpha * above.norm() ** 2 * gradient
+    return {"top": sp.simplify(change) == 0,
+            "bottom": sp.simplify(tasks) == 0 and sp.simplify(inputs) == 0,
+            "one output": one.applyfunc(sp.expand).is_zero_matrix,
+            "frozen": all(rest.applyfunc(sp.expand).is_zero_matrix for rest in frozen)}
+
+
+def _steps(alpha: sp.Symbol, outputs: int) -> tuple[sp.Matrix, ...]:
+    """U, B, G, and U B after a step of tr(G.T U B) on B alone, on U alone, and on both."""
+    above, below, gradient = (
+        sp.Matrix(*shape, lambda i, j, name=name: sp.Symbol(f"{name}_{i}{j}", real=True))
+        for name, shape in (("u", (outputs, 3)), ("b", (3, 2)), ("g", (outputs, 2))))
+    loss = (gradient.T * above * below).trace()
+    moved_above, moved_below = (half - alpha * sp.diff(loss, half) for half in (above, below))
+    return (above, below, gradient, above * moved_below, moved_above * below,
+            moved_above * moved_below)
