@@ -15,8 +15,10 @@ from companion.tables import Finding
 
 FULL = freezing.PROFILES["full"]
 TINY = freezing.Config(
-    dim=3, outputs=2, support=6, least=0.3, most=2.0, noise=1.0, hidden=4, alphas=(0.3, 1.0),
-    seeds=2, budget=Budget(15, 20, 0.02, query=20, test_tasks=50, test_query=30))
+    dim=3, outputs=2, support=6, least=0.3, most=2.0, noise=1.0, hidden=4,
+    alphas=(("linear", (0.3, 1.0)), ("mlp", (0.3, 1.0))), seeds=2,
+    budget=Budget(15, 20, 0.02, query=20, test_tasks=50, test_query=30))
+MODELS = ("linear", "mlp")
 
 
 def test_the_points_of_freezing() -> None:
@@ -25,7 +27,7 @@ def test_the_points_of_freezing() -> None:
     assert points[1] == {"family": "inputs", "model": "linear", "adapting": "both"}
 
 
-@pytest.mark.parametrize("model", TINY.models)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("arm", ["one rate", "both", "bottom", "top"])
 def test_frozen_layers_do_not_move(model: str, arm: str) -> None:
     point = {"family": "both", "model": model, "adapting": arm}
@@ -46,7 +48,7 @@ def test_frozen_layers_do_not_move(model: str, arm: str) -> None:
     assert ("rule/scale" in params) == (arm == "one rate")
 
 
-@pytest.mark.parametrize("model", TINY.models)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("family", "spread"), [
     ("inputs", "x"), ("tasks, inputs", "t"), ("tasks, outputs", "o"), ("both", "to"),
     ("boundaries", "x")])
@@ -106,7 +108,7 @@ def test_a_measurement(family: str, model: str, arm: str) -> None:
 def test_the_risks_are_before_and_after_the_step() -> None:
     """On test tasks, and after it on validation tasks."""
     point = {"family": "both", "model": "linear", "adapting": "both"}
-    fleet, model = freezing.fleet_of(TINY, point, TINY.alphas), freezing.model_of(TINY, point)
+    fleet, model = freezing.fleet_of(TINY, point, (0.3, 1.0)), freezing.model_of(TINY, point)
     params, found = train(fleet, model, TINY.budget), freezing.measure(TINY, point, "cpu")
     for column, k, purpose in (("risk_0", 0, "test"), ("risk_1", 1, "test"),
                                ("valid", 1, "validate")):
@@ -115,7 +117,7 @@ def test_the_risks_are_before_and_after_the_step() -> None:
 
 
 def test_a_lost_rate() -> None:
-    lost = replace(TINY, alphas=(0.3, 1e9))
+    lost = replace(TINY, alphas=(("linear", (0.3, 1e9)),))
     point = {"family": "inputs", "model": "linear", "adapting": "both"}
     rows = freezing.measure(lost, point, "cpu")
     assert len({tuple(row) for row in rows}) == 1
@@ -192,10 +194,9 @@ def test_where_depth_gains_nothing_it_is_left_out_by_name(around) -> None:
     found, whole = settled(table(around, few=(some, level))), settled(table(around))
     assert found.word == "supported"
     assert found.interval == whole.interval
-    names = {f"{family}, {model}" for family in some for model in FULL.models}
-    assert {name for name, word in found.cases.items() if word == "inconclusive"} == names
-    assert len(found.cases) == 10
+    names = {f"{family}, {model}" for family in some for model in MODELS}
+    assert set(whole.cases) - set(found.cases) == names
     assert all(name in found.what for name in names)
     assert "depth gains" not in whole.what
     none = settled(table(around, all=(every, level)))
-    assert (none.word, none.interval, len(none.cases)) == ("inconclusive", None, 10)
+    assert (none.word, none.interval, len(none.cases)) == ("inconclusive", None, 0)

@@ -5,7 +5,7 @@ W = U B, U [outputs, hidden] above and B [hidden, inputs] below; one step on bot
 U.T) kron I, whose factor acts on the outputs; U alone by -alpha G B.T B, I kron (B.T B), whose
 factor acts on the inputs. Tasks are those of :mod:`companion.theory.depth` with S = diag(inputs)
 and C = diag(outputs) kron diag(tasks), and the step is from W = 0. Derived in
-book/depth/linear_layers.
+book/depth/meta_optimizers.
 """
 
 from functools import cache
@@ -47,7 +47,7 @@ def half_risks(inputs: ArrayLike, tasks: ArrayLike, outputs: ArrayLike, support:
 
     ``inputs`` [d], ``tasks`` [d] and ``outputs`` [o] are positive, ``noise`` is the standard
     deviation of the labels' noise. ValueError: shapes that do not match, or an argument out of
-    range. Source: derived in book/depth/linear_layers.
+    range. Source: derived in book/depth/meta_optimizers.
     """
     s = _variances("inputs", inputs)
     c = np.outer(_variances("outputs", outputs), _variances("tasks", tasks, len(s)))
@@ -74,7 +74,7 @@ def half_risks(inputs: ArrayLike, tasks: ArrayLike, outputs: ArrayLike, support:
 
 @cache
 def proofs() -> dict[str, bool]:
-    """Theorems of book/depth/linear_layers, gone through by SymPy.
+    """Theorems of book/depth/meta_optimizers, gone through by SymPy.
 
     ``frozen``: what a step on either half and on both does to U B, two outputs, three hidden units
     and two inputs; ``one output``: there a step on B alone is that of one rate, |U|^2 alpha. For
