@@ -50,14 +50,17 @@ class Config:
     """Models trained for several steps are on the families ``longer`` alone; MLPs are on spread
     inputs, and have at most ``few`` layers more where they are trained for several steps.
     ``alphas`` are inner rates to start from, relative to the largest curvature, by model and steps
-    trained for. Variances are the squares of numbers from ``least`` to ``most``, or 1."""
+    trained for. Rates per step start from 1/``apart`` to ``apart`` times that: steps of a linear
+    model on one support can change places, so that equal rates would stay equal. Variances are the
+    squares of numbers from ``least`` to ``most``, or 1."""
 
     kinds: Sequence[str] = ("regression", "boundaries")
     families: Sequence[str] = FAMILIES
     longer: Sequence[str] = ("inputs", "tasks")
     alphas: Sequence[tuple[str, int, Sequence[float]]] = (
-        ("linear", 1, (0.3, 1.0)), ("linear", 5, (0.1, 0.3)), ("mlp", 1, (0.3, 1.0)),
+        ("linear", 1, (0.3, 1.0)), ("linear", 5, (0.03, 0.1, 0.3)), ("mlp", 1, (0.3, 1.0)),
         ("mlp", 5, (0.3, 1.0)))
+    apart: float = 8.0
     few: int = 2
     dim: int = 10
     support: int = 20
@@ -144,7 +147,7 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
         if rung == "least squares":
             risk, right = least_squares(config, fleet)
         else:
-            params = train(fleet, model, config.budget)
+            params = train(fleet, model, config.budget, begin=begin(config, fleet, model))
             risk, right = scores(fleet, model, params, config.budget, ks).means
         valid = np.zeros(len(risk)) if rung in OTHERS else scores(
             fleet, model, params, config.budget, [model.steps], purpose="validate").means.risk[:, 0]
@@ -158,6 +161,15 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
                  if named == [point["model"], point["steps"]])
     return unless_diverged(rows, alphas[:1] if rung in OTHERS else alphas, point, config.seeds,
                            lost)
+
+
+def begin(config: Config, fleet: Fleet, model: Model) -> Params:
+    """Where runs start, rates per step from slow to fast if there are several."""
+    params = fleets.start(fleet, model)
+    ends = np.log(config.apart) * (model.steps > 1)
+    scales = torch.linspace(-ends, ends, model.steps).exp().to(fleet.alpha)
+    return {name: value * scales if name.endswith(".scales") else value
+            for name, value in params.items()}
 
 
 def least_squares(config: Config, fleet: Fleet) -> tuple[Array, Array]:
