@@ -407,3 +407,12 @@ def test_a_rule_of_another_model(make) -> None:
             rule.apply(
                 rule.init({"w": normal(1)}), {"w": normal(5)}
             )  # else 1 would be broadcast to 5
+
+
+def test_rules_by_name() -> None:
+    params = {"w": torch.zeros(2, 3)}
+    for name, make in RULES.items():
+        assert rule_named(name, ALPHA).init(params).keys() == make(ALPHA).init(params).keys()
+    assert rule_named("per-step rates", ALPHA, 4).init(params)["w.scales"].shape == (4,)
+    with pytest.raises(ValueError, match="rule must be one of SGD, .*, per-step rates, got 'Adam'"):
+        rule_named("Adam", ALPHA)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from companion.experiments import ladder
-from companion.fleets import CAP, Budget, start
+from companion.experiments import ladder, rungs
+from companion.fleets import CAP, Budget, train
+from companion.measures.least_squares import least_squares
 from companion.records import Record
 from companion.theory import whitening
 
@@ -28,14 +29,14 @@ def point(rung: str, family: str = "inputs", kind: str = "regression", model: st
 def test_the_ladder_has_every_rung_that_differs() -> None:
     points = ladder.points(FULL)
     assert len(points) == 154
-    rungs = Counter(each["rung"] for each in points)
-    assert set(rungs) == {*ladder.RUNGS, *ladder.LAYERS, *ladder.OTHERS}
+    found = Counter(each["rung"] for each in points)
+    assert set(found) == {*rungs.RUNGS, *ladder.LAYERS, *ladder.OTHERS}
     cases = 2 * 4 + 2 * 2 + 2 + 2
-    assert rungs["one rate"] == rungs["matrix"] == rungs["1 added"] == cases
-    assert rungs["4 added"] == cases - 2  # not MLPs through five steps
-    assert rungs["per-step rates"] == 4 + 4  # one step of one tensor has one rate
-    white = {each["family"] for each in points if ladder.RUNGS.get(
-        each["rung"], ladder.Rung()).ridge}
+    assert found["one rate"] == found["matrix"] == found["1 added"] == cases
+    assert found["4 added"] == cases - 2  # not MLPs through five steps
+    assert found["per-step rates"] == 4 + 4  # one step of one tensor has one rate
+    white = {each["family"] for each in points if rungs.RUNGS.get(
+        each["rung"], rungs.Rung()).ridge}
     assert white == {"inputs", "both"}
     assert {each["family"] for each in points if each["rung"] == "best ridge"} == {"both"}
     assert {each["family"] for each in points if each["model"] == "mlp"} == {"inputs"}
@@ -71,14 +72,14 @@ def test_variances_of_a_family() -> None:
 
 def test_least_squares_on_the_support() -> None:
     fleet = ladder.fleet_of(TINY, point("least squares"), (0.5,))
-    risk, _ = ladder.least_squares(TINY, fleet)  # no noise, more samples than inputs
-    assert risk.shape == (2, 2)
+    risk, _ = least_squares(fleet, 3, TINY.budget)  # no noise, more samples than inputs
+    assert risk.shape == (2,)
     assert risk.max() < 1e-20
     few = replace(TINY, support=2)
-    risk, _ = ladder.least_squares(few, ladder.fleet_of(few, point("least squares"), (0.5,)))
+    risk, _ = least_squares(ladder.fleet_of(few, point("least squares"), (0.5,)), 3, TINY.budget)
     assert risk.min() > 1e-3
     fleet = ladder.fleet_of(TINY, point("least squares", kind="boundaries"), (0.5,))
-    risk, right = ladder.least_squares(TINY, fleet)
+    risk, right = least_squares(fleet, 3, TINY.budget)
     assert np.isnan(risk).all()
     drawn = fleet.draw(fleet, "test", TINY.budget.batch, TINY.budget.test_query)(0)
     shares = []
@@ -87,7 +88,7 @@ def test_least_squares_on_the_support() -> None:
                                              in drawn.items()}, *fleet.run(1))
         w = np.linalg.lstsq(x.numpy(), y.numpy() - 0.5, rcond=None)[0]
         shares.append(((query.numpy() @ w > 0) == label.numpy().astype(bool)).mean())
-    assert right[1, 0] == pytest.approx(np.mean(shares))
+    assert right[1] == pytest.approx(np.mean(shares))
 
 
 @pytest.mark.parametrize("rung", ["no step", "one rate", "whitened", "matrix", "2 added",
@@ -102,17 +103,30 @@ def test_the_rows_of_a_rung(rung: str) -> None:
 
 
 def test_a_rung_has_its_rule_and_its_layers() -> None:
-    def numbers(rung: str, **others) -> dict:
-        at = point(rung, **others)
-        return start(ladder.fleet_of(TINY, at, (0.3,)), ladder.model_of(TINY, at))
+    def numbers(rung: str, steps: int = 1, hidden: int = 0) -> dict:
+        fleet = ladder.fleet_of(TINY, point(rung), (0.3,))
+        return rungs.begin(fleet, rungs.model_of(rung, steps, 3, hidden), 8.0)
 
     shapes = {name: tuple(value.shape[1:]) for name, value in numbers("2 added").items()}
     assert shapes == {"0.weight": (3, 3), "1.weight": (3, 3), "2.weight": (1, 3)}
-    steps = numbers("per-step rates", model="mlp", steps=5)
-    assert tuple(steps["rule/0.weight.scales"].shape) == (2, 5)
+    scales = numbers("per-step rates", 5, hidden=4)["rule/0.weight.scales"]
+    assert scales.shape == (2, 5)
+    assert scales[1].tolist() == pytest.approx([0.125, 8**-0.5, 1, 8**0.5, 8])
+    assert numbers("per-step rates", 1, hidden=4)["rule/0.weight.scales"].tolist() == [[1], [1]]
     assert {name for name in numbers("matrix") if name.startswith("rule/")} == {
         "rule/0.weight.L", "rule/0.weight.R"}
-    assert ladder.model_of(TINY, point("no step")).method == "nal"
+    assert rungs.model_of("no step", 1, 3, 0).method == "nal"
+
+
+def test_equal_rates_per_step_stay_equal_on_one_support() -> None:
+    """The steps of a linear model commute: why rates start apart."""
+    at = point("per-step rates", steps=5)
+    fleet, model = ladder.fleet_of(TINY, at, (0.3,)), rungs.model_of("per-step rates", 5, 3, 0)
+    for apart, same in ((1.0, True), (8.0, False)):
+        scales = train(fleet, model, replace(TINY.budget, steps=20), begin=rungs.begin(
+            fleet, model, apart))["rule/0.weight.scales"]
+        assert (scales.std(-1) < 1e-3).all() == same
+        assert (scales - scales.mean()).abs().max() > 0 or same
 
 
 def table(around, **risks: float) -> pd.DataFrame:
@@ -156,10 +170,10 @@ def test_no_rung_is_left_out_and_nothing_spread_is_not_asked(around) -> None:
     found = {part: finding(Record(rows, {})).cases
              for part, finding in ladder.EXPERIMENT.findings.items()}
     spread = [at for at in ladder.points(FULL) if at["family"] != "neither"]
-    for part, rungs in (("D1/rates", ladder.RATES), ("D1/whitened", ladder.WHITENED),
+    for part, asked in (("D1/rates", ladder.RATES), ("D1/whitened", ladder.WHITENED),
                         ("D1/matrix", ("matrix",)), ("D3/every rate", ladder.RATES)):
-        assert len(found[part]) == sum(at["rung"] in rungs for at in spread)
-    assert set(ladder.RUNGS) == {*ladder.RATES, *ladder.WHITENED, "matrix"}
+        assert len(found[part]) == sum(at["rung"] in asked for at in spread)
+    assert set(rungs.RUNGS) == {*ladder.RATES, *ladder.WHITENED, "matrix"}
     assert len(found["D2/gain"]) == 4 * (2 * 3 + 2)
     aside = rows["family"] == "neither"
     worse = rows.assign(risk_1=rows["risk_1"].where(~aside, 9 - rows["risk_1"]))

@@ -41,6 +41,38 @@ def test_inputs_and_optima_have_the_covariances_asked_for() -> None:
     assert of.task_covariance[0, 1] == 0
 
 
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_tasks_and_outputs_have_the_spread_asked_for(hidden: int) -> None:
+    """Optima along the axes of the inputs, or of the features; outputs by their factors."""
+    tasks = (3.0, 1.0, 0.2, 0.5)[: hidden or 3]
+    of = family(outputs=2, correlation=0.6, output_scales=(2.0, 0.5), tasks=tasks, hidden=hidden)
+    count, square = len(tasks), torch.tensor(tasks, dtype=F64) ** 2
+    alike = torch.tensor([[4.0, 0.6], [0.6, 0.25]], dtype=F64)
+    axes = of.root / of.root.norm(dim=0) if not hidden else torch.eye(4, dtype=F64)
+    along = (axes * square) @ axes.T / count
+    torch.testing.assert_close(of.task_covariance, torch.kron(alike, along))
+    w = vmap(lambda n: readouts.optimum(of, n))(drawn(of, 100_000, 1)).flatten(1)
+    products = w[:, :, None] * w[:, None]
+    error = products.std(0) / len(w) ** 0.5
+    assert ((products.mean(0) - of.task_covariance).abs() < 4.5 * error).all()
+
+
+def test_a_lens_changes_what_a_model_sees_and_not_the_labels() -> None:
+    plain, white = family(), family(ridge=0.7)
+    values, axes = torch.linalg.eigh(plain.covariance)
+    lens = (axes * (values + 0.7) ** -0.5) @ axes.T
+    normal = {name: value[0] for name, value in drawn(plain, 1, 8).items()}
+    for exact in (True, False):
+        sides = [readouts.task(of, normal, "regression", 5, exact=exact) for of in (plain, white)]
+        for (x, y), (seen, same) in zip(*sides, strict=True):
+            torch.testing.assert_close(seen, x @ lens)
+            assert torch.equal(y, same)
+    seen = torch.linalg.eigvalsh(white.lens @ white.covariance @ white.lens.T)
+    torch.testing.assert_close(seen, values / (values + 0.7))
+    fleets = [fleet((3,), ridge=ridge) for ridge in (None, 0.7)]
+    assert (fleets[1].alpha / fleets[0].alpha).tolist() == pytest.approx([4.7, 4.7])
+
+
 def test_axes_can_be_those_of_the_coordinates() -> None:
     torch.testing.assert_close(family(turned=False).root,
                                torch.diag(torch.tensor(SCALES, dtype=F64)))
@@ -90,7 +122,12 @@ def test_the_exact_query_is_the_expectation() -> None:
      ({"scales": ()}, r"scales.shape must be \[dim\]"),
      ({"outputs": 0}, "outputs must be at least 1"),
      ({"correlation": 1.0}, r"correlation must lie in \[0, 1\)"),
-     ({"noise": -1.0}, "noise must be at least 0"), ({"hidden": -1}, "hidden must be at least 0")],
+     ({"noise": -1.0}, "noise must be at least 0"), ({"hidden": -1}, "hidden must be at least 0"),
+     ({"tasks": (1.0, 2.0)}, r"tasks.shape must be \[3\], got \(2,\)"),
+     ({"tasks": (1.0, 2.0, 3.0), "hidden": 4}, r"tasks.shape must be \[4\]"),
+     ({"tasks": (1.0, -2.0, 3.0)}, "tasks must be positive, got -2.0 at index"),
+     ({"output_scales": (1.0, 2.0)}, r"output_scales.shape must be \[1\]"),
+     ({"ridge": -0.1}, "ridge must be at least 0")],
 )
 def test_bad_input(options, said: str) -> None:
     with pytest.raises(ValueError, match=said):
