@@ -77,7 +77,7 @@ def proofs() -> dict[str, bool]:
     """Theorems of book/depth/meta_optimizers, gone through by SymPy.
 
     ``frozen``: what a step on either half and on both does to U B, two outputs, three hidden units
-    and two inputs; ``one output``: there a step on B alone is that of one rate, |U|^2 alpha. For
+    and two inputs; ``one output``: there a step on B alone is that of one rate, ``alpha |U|^2``. For
     every d and o: ``top``: 1/P*_ai changes with the output by -noise^2 / (m outputs_a^2 tasks_i),
     so that adapting the top alone reaches P* where there is no noise (or outputs are alike), and
     not otherwise. ``bottom``: adapting the bottom alone reaches it where inputs and tasks are
