@@ -414,5 +414,5 @@ def test_rules_by_name() -> None:
     for name, make in RULES.items():
         assert rule_named(name, ALPHA).init(params).keys() == make(ALPHA).init(params).keys()
     assert rule_named("per-step rates", ALPHA, 4).init(params)["w.scales"].shape == (4,)
-    with pytest.raises(ValueError, match="rule must be one of SGD, .*, per-step rates, got 'Adam'"):
+    with pytest.raises(ValueError, match=r"one of SGD, .*, per-step rates, got 'Adam'"):
         rule_named("Adam", ALPHA)

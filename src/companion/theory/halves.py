@@ -77,11 +77,11 @@ def proofs() -> dict[str, bool]:
     """Theorems of book/depth/meta_optimizers, gone through by SymPy.
 
     ``frozen``: what a step on either half and on both does to U B, two outputs, three hidden units
-    and two inputs; ``one output``: there a step on B alone is that of one rate, ``alpha |U|^2``. For
-    every d and o: ``top``: 1/P*_ai changes with the output by -noise^2 / (m outputs_a^2 tasks_i),
-    so that adapting the top alone reaches P* where there is no noise (or outputs are alike), and
-    not otherwise. ``bottom``: adapting the bottom alone reaches it where inputs and tasks are
-    isotropic; with noise and two outputs of unlike variances, nowhere else.
+    and two inputs; ``one output``: there a step on B alone is that of one rate, ``alpha |U|^2``.
+    For every d and o: ``top``: 1/P*_ai changes with the output by -noise^2 / (m outputs_a^2
+    tasks_i), so that adapting the top alone reaches P* where there is no noise (or outputs are
+    alike), and not otherwise. ``bottom``: adapting the bottom alone reaches it where inputs and
+    tasks are isotropic; with noise and two outputs of unlike variances, nowhere else.
     """
     s, t, s_2, t_2, o, o_2, u, total, sigma = sp.symbols("s t s_2 t_2 o o_2 u T sigma",
                                                          positive=True)
