@@ -16,6 +16,7 @@ from companion.experiments import EXPERIMENTS
 
 CHEAP = {  # the index of a point that takes seconds, with two seeds
     ("two_layer", "full"): 17}
+OTHERS = {"transplant": ("arm", "other seed")}  # rows of which a seed needs the one after it
 RECORDED = [(name, profile) for name, experiment in EXPERIMENTS.items()
             for profile in experiment.profiles
             if not name.endswith("images") or records.folder(name, profile).exists()]
@@ -44,6 +45,10 @@ def test_a_cheap_point_comes_out_again(name: str, profile: str) -> None:
                                       for column, value in point.items() if column in table})
     if "seed" in table:
         expected = tables.where(expected, seed=tuple(found["seed"].unique()))
+    if name in OTHERS:
+        column, value = OTHERS[name]
+        found, expected = (table[table[column] != value].reset_index(drop=True)
+                           for table in (found, expected))
     assert len(found)
     pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), rtol=1e-4, atol=1e-9,
                                   check_dtype=False)
@@ -86,7 +91,7 @@ def test_every_number_is_in_the_key(name: str) -> None:
     assert len(keys | {key}) == len(copies) + 1
     assert key != records.key(f"{name}'", config, points)
     others = [list(copy) for _, copy in changed(points)]
-    others += [points[1:], points[::-1], [*points, {"new": 1}]]
+    others += [points[1:], [*points, {"new": 1}], *([points[::-1]] if len(points) > 1 else [])]
     assert len({records.key(name, config, other) for other in others} | {key}) == len(others) + 1
 
 
