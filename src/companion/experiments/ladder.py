@@ -124,8 +124,8 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
 def above(base: str, rungs: Sequence[str], record: Record) -> Finding:
     """Is the risk of each of ``rungs`` larger than that of the rung ``base``, wherever something is
     spread?"""
-    rows = over(record.table, base)
-    rows = tables.where(rows[rows["family"] != "neither"], rung=tuple(rungs))
+    rows = over(record.table, base, rungs)
+    rows = rows[rows["family"] != "neither"].reset_index(drop=True)
     return tables.judge(rows, f"risk of shallow / {base}", [*CASE, "rung"], above=1)
 
 

@@ -1,6 +1,6 @@
 """The rungs of the ladder (paper D): rules that a shallow model can use, and layers added to it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,7 +104,10 @@ def at_best(table: pd.DataFrame) -> pd.DataFrame:
     return every
 
 
-def over(table: pd.DataFrame, base: str) -> pd.DataFrame:
-    """Risk of every rung over that of the rung ``base``, after the steps trained for."""
+def over(table: pd.DataFrame, base: str, asked: Sequence[str] = ()) -> pd.DataFrame:
+    """Risk of every rung, or of those ``asked``, over that of the rung ``base``, after the steps
+    trained for."""
     rows = at_best(table).dropna(subset="after")
+    if asked:
+        rows = tables.where(rows, rung=(*asked, base))
     return tables.contrast(rows, [*CASE, "rung"], "after", {"rung": base})
