@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 
 from companion import tables
 from companion.experiment import Experiment, rows_of, unless_diverged
@@ -132,11 +131,9 @@ def above(base: str, rungs: Sequence[str], record: Record) -> Finding:
 def gain(record: Record) -> Finding:
     """D2: plain with a learned rate has a larger risk than with layers added, after one step,
     unless nothing is spread."""
-    best = tables.where(at_best(record.table), steps=1).dropna(subset="after")
-    rows = pd.concat([tables.contrast(tables.where(best, rung=("one rate", layers)),
-                                      [*CASE, "rung"], "after", {"rung": "one rate"}, swap=True)
-                      for layers in LAYERS])
-    rows = rows[rows["family"] != "neither"].reset_index(drop=True)
+    rows = tables.where(at_best(record.table), steps=1, rung=("one rate", *LAYERS))
+    rows = tables.contrast(rows[rows["family"] != "neither"], [*CASE, "rung"], "after",
+                           {"rung": "one rate"}, swap=True)
     return tables.judge(rows, "risk of plain, learned rate / with layers",
                         ["kind", "model", "family", "rung"], above=1)
 

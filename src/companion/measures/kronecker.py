@@ -17,9 +17,3 @@ def fit_kronecker(inputs: Array, targets: Array, rounds: int = 60) -> tuple[Arra
         gram, cross = (np.einsum("tai,tbi->ab", side, moved) for side in (moved, targets))
         left = cross @ np.linalg.pinv(gram)
     return left, right
-
-
-def cosine(a: Array, b: Array) -> float:
-    """The mean over tasks of the cosine between two gradients, [task, n, m]."""
-    sizes = np.sqrt(np.square(a).sum((1, 2)) * np.square(b).sum((1, 2)))
-    return float((np.einsum("tij,tij->t", a, b) / np.where(sizes > 0, sizes, 1)).mean())
