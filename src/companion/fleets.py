@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from companion import training
 from companion.adaptation import Loss
@@ -18,7 +19,7 @@ from companion.meta_optimizers import Alpha, Params, Rule, rule_named
 from companion.nets import Net
 from companion.objectives import adapted_by_rule, joined, learned, nal, parted
 from companion.streams import torch_stream
-from companion.tasks import Fleet
+from companion.tasks import Fleet, stacked
 
 CAP = 1e3  # the most that a test task's loss counts for: repeated steps can diverge
 
@@ -111,8 +112,11 @@ def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = 
     """
     low = fleet.to(fleet.training_dtype)
     begin = start(low, model) if begin is None else begin
+    slopes = gradient(low, model)
+    if low.alpha.device.type == "cuda":
+        slopes = training.captured(slopes)
     params = training.train(
-        gradient(low, model), {name: value.to(low.alpha.dtype) for name, value in begin.items()},
+        slopes, {name: value.to(low.alpha.dtype) for name, value in begin.items()},
         low.draw(low, "train", budget.tasks, budget.query), optimizer=optimizer or _adam(budget),
         steps=budget.steps, settings=(*low.settings, low.alpha), **options)
     return {name: value.double() for name, value in params.items()}
@@ -135,12 +139,24 @@ def measure(fleet: Fleet, judge: Callable[..., Any], params: Params, budget: Bud
     """``judge(params, drawn, *settings, alpha)`` on every test task, [run, task, ...]; all models
     see the same tasks. The fleet must have the precision of the parameters."""
     settings = (*fleet.settings, fleet.alpha)
-    every = vmap(vmap(judge, in_dims=(None, 0, *[None] * len(settings))))
+    every = (partial(_one_by_one, judge) if fleet.chunk == 1 else
+             vmap(vmap(judge, in_dims=(None, 0, *[None] * len(settings)))))
     draw = fleet.draw(fleet, purpose, budget.batch, budget.test_query)
     with torch.no_grad():
         parts = [every(params, draw(i), *settings)
                  for i in range(math.ceil(budget.test_tasks / budget.batch))]
     return tree_map(lambda *leaves: torch.cat(leaves, 1)[:, : budget.test_tasks].cpu(), *parts)
+
+
+def _one_by_one(judge: Callable[..., Any], params: Params, drawn: Any, *settings: Any) -> Any:
+    """``judge`` on every task of every run in turn, where vmap is the slower way."""
+    def of_run(run: int) -> Any:
+        own, tasks, *rest = tree_map(lambda leaf: leaf[run], (params, drawn, *settings))
+        count = tree_leaves(tasks)[0].shape[0]
+        return stacked([judge(own, tree_map(lambda leaf, i=i: leaf[i], tasks), *rest)
+                        for i in range(count)])
+
+    return stacked([of_run(run) for run in range(len(next(iter(params.values()))))])
 
 
 class Scores(NamedTuple):

@@ -143,6 +143,30 @@ def _compiled(plain: FunctionType) -> Gradient:
     return first
 
 
+def captured(gradient: Gradient) -> Gradient:
+    """``gradient`` recorded as one CUDA graph at its first call and replayed from then on, for
+    arguments of equal shapes: thousands of small kernels need not wait for Python."""
+    kept: dict[str, Any] = {}
+
+    def replay(*everything: Any) -> Any:
+        if not kept:
+            kept["given"] = tree_map(torch.clone, everything)
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # a first call may allocate and choose kernels
+                gradient(*kept["given"])
+            torch.cuda.current_stream().wait_stream(aside)
+            kept["graph"] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(kept["graph"]):
+                kept["found"] = gradient(*kept["given"])
+        for place, leaf in zip(tree_leaves(kept["given"]), tree_leaves(everything), strict=True):
+            place.copy_(leaf)
+        kept["graph"].replay()
+        return tree_map(torch.clone, kept["found"])
+
+    return replay
+
+
 class Optimizer(NamedTuple):
     """``init(params)`` -> moments; ``update(gradients, moments, step)`` -> (updates, moments)."""
 

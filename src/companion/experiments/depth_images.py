@@ -1,4 +1,4 @@
-"""Linear layers and meta-optimizers on few-shot images (paper D, claims D2 and D3)."""
+"""Depth, linear layers and meta-optimizers on few-shot images (paper D, claims D1 to D4)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from companion import nets, tables
-from companion.errors import Diverged
-from companion.experiment import Experiment, rounded
+from companion.experiment import Experiment
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes
 from companion.fleets import Budget, start
@@ -17,123 +16,174 @@ from companion.tables import Finding
 from companion.tasks.episodes import Setting, episode_fleet
 
 MODELS = {  # what adapts -> the rule, and how many linear layers are added
-    "plain": ("SGD", 0), "learned rate": ("learned rate", 0), "LinNet": ("SGD", 1),
-    "Meta-SGD": ("Meta-SGD", 0), "Meta-Curvature": ("Meta-Curvature", 0), "KFO": ("KFO", 0)}
+    "plain": ("SGD", 0), "learned rate": ("learned rate", 0),
+    "per-step rates": ("per-step rates", 0), "LinNet": ("SGD", 1), "Meta-SGD": ("Meta-SGD", 0),
+    "Meta-Curvature": ("Meta-Curvature", 0), "KFO": ("KFO", 0)}
+RATES = ("learned rate", "per-step rates", "Meta-SGD")
 COLLAPSED = "LinNet, collapsed"
 ARM = ["source", "blocks", "method", "model", "alpha"]
-_FEW = ("plain", "learned rate", "LinNet", "KFO")
+_ALPHAS = (0.1, 0.4, 1.6)
+_CHOSEN = {  # by the pilot: the rate of highest mean accuracy on validation classes after one step
+    "4 MAML plain": (0.1,), "4 MAML learned rate": (0.1,), "4 MAML per-step rates": (0.1,),
+    "4 MAML LinNet": (0.4,), "4 MAML Meta-SGD": (0.1,), "4 MAML Meta-Curvature": (0.1,),
+    "4 MAML KFO": (0.1,), "4 ANIL plain": (1.6,), "4 ANIL LinNet": (1.6,), "4 ANIL KFO": (0.4,),
+    "4 BOIL plain": (0.4,), "4 BOIL LinNet": (1.6,),
+    # with thousands of features a smaller one too, that the pilot had not
+    "1 MAML learned rate": (0.025, 1.6), "1 MAML LinNet": (0.025, 0.4),
+    "2 MAML learned rate": (0.025, 0.1), "2 MAML LinNet": (0.025, 0.1),
+    "3 MAML learned rate": (0.1,), "3 MAML LinNet": (0.1,)}
 
 
 @dataclass(frozen=True)
 class Config:
-    """``alphas`` are inner rates that every model is trained at; ``methods`` adapt in training.
-    ``ks``: inner steps at test, the first those of training."""
+    """``deep`` maps methods to the models that they adapt, at ``sizes.blocks`` blocks; with
+    ``fewer`` blocks MAML adapts those of ``shallow``. ``alphas``: inner rates of training, by
+    blocks, method and model; by default the setting's. ``ks``: inner steps at test, the first
+    those of training. Every arm is tested at the same inner rates. Seeds are those from ``first``
+    on."""
 
     settings: Mapping[str, Setting] = field(default_factory=lambda: {
-        "omniglot": Setting("omniglot", 20, 1, 0.01), "cifar_fs": Setting("cifar_fs", 5, 5, 0.01)})
-    sizes: Sizes = Sizes(filters=32, valid_episodes=300,
-                         budget=Budget(steps=10_000, tasks=16, rate=0.001, test_tasks=600,
-                                       rule_share=0.1, batch=25))
-    alphas: Sequence[float] = (0.005, 0.02)
-    blocks: Sequence[int] = (2, 4)
-    methods: Sequence[str] = ("MAML", "ANIL")
-    models: Sequence[str] = tuple(MODELS)
-    ks: Sequence[int] = (5, 10)
-    seeds: int = 3
+        "omniglot": Setting("omniglot", 5, 1, 0.4)})
+    sizes: Sizes = Sizes()
+    deep: Mapping[str, Sequence[str]] = field(default_factory=lambda: {
+        "MAML": tuple(MODELS), "ANIL": ("plain", "LinNet", "KFO"), "BOIL": ("plain", "LinNet")})
+    fewer: Sequence[int] = (1, 2, 3)
+    shallow: Sequence[str] = ("learned rate", "LinNet")
+    alphas: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    ks: Sequence[int] = (1, 0, 2, 5, 10, 20)
+    seeds: int = 8
+    first: int = 0
 
 
 PROFILES = {
     "quick": Config(
-        {"glyphs": Setting("glyphs", 5, 1, 0.1)},
-        Sizes(filters=8, inner=3, valid_episodes=25,
+        {"glyphs": Setting("glyphs", 5, 1, 0.4)},
+        Sizes(filters=8, blocks=2, valid_episodes=25,
               budget=Budget(steps=150, tasks=4, rate=0.01, test_tasks=50, rule_share=0.1,
                             batch=25)),
-        alphas=(0.1,), blocks=(2,), methods=("MAML",), models=_FEW, ks=(3, 10), seeds=2),
-    "full": Config(),
+        {"MAML": ("plain", "learned rate", "per-step rates", "LinNet", "KFO"),
+         "ANIL": ("LinNet",), "BOIL": ("LinNet",)}, fewer=(1,), ks=(1, 10), seeds=2),
+    "pilot": Config(
+        sizes=Sizes(factors=(1 / 4, 1, 4), valid_episodes=60,
+                    budget=replace(Sizes().budget, steps=250, test_tasks=100)),
+        alphas={f"{blocks} {method} {model}": _ALPHAS for blocks in (1, 2, 3, 4)
+                for method in ("MAML", "ANIL", "BOIL") for model in MODELS},
+        ks=(1, 10), seeds=3, first=1000),
+    "full": Config(alphas=_CHOSEN),
+    "large": Config(sizes=Sizes(filters=64, inner=5, valid_episodes=200, budget=Budget(
+        steps=2_000, tasks=16, rate=0.001, test_tasks=500, rule_share=0.1, batch=50)),
+        ks=(5, 0, 1, 2, 10, 20)),
 }
 
 
 def points(config: Config) -> list[Point]:
-    """A fleet for every setting, number of blocks, method, model and inner rate; and two that do
-    not adapt in training."""
-    found = []
-    for source in config.settings:
-        for blocks in config.blocks:
-            found += [(source, blocks, method, model, alpha) for method in config.methods
-                      for model in config.models for alpha in config.alphas]
-            found += [(source, blocks, method, "plain", config.alphas[0])
-                      for method in ("NAL-global", "untrained")]
+    """A fleet for every source, number of blocks, method, model and inner rate; and two that do not
+    adapt in training."""
+    found: list[tuple[object, ...]] = []
+    for source, setting in config.settings.items():
+        arms = [(config.sizes.blocks, method, model) for method, models in config.deep.items()
+                for model in models]
+        arms += [(blocks, "MAML", model) for blocks in config.fewer for model in config.shallow]
+        for arm in arms:
+            rates = config.alphas.get(" ".join(map(str, arm)), (setting.alpha,))
+            found += [(source, *arm, alpha) for alpha in rates]
+        found += [(source, config.sizes.blocks, method, "plain", setting.alpha)
+                  for method in ("NAL-global", "untrained")]
     return [dict(zip(ARM, point, strict=True)) for point in found]
 
 
 def measure(config: Config, point: Point, device: str) -> list[Row]:
-    """A row for every seed, k and rate; for LinNet also those of the plain network that it
-    collapses to."""
-    setting = replace(config.settings[point["source"]], alpha=point["alpha"])
-    sizes, seeds = replace(config.sizes, blocks=point["blocks"]), range(config.seeds)
+    """A row for every seed and k; for LinNet also those of the plain network that it collapses
+    to."""
+    setting, sizes = config.settings[point["source"]], replace(config.sizes, blocks=point["blocks"])
     arm = Arm(point["method"], *MODELS[point["model"]])
-    fleet, model = (episode_fleet(setting, seeds, device=device),
-                    images.model_of(arm, setting, sizes))
-    shared = {**point, **counted(start(fleet, model))}
-    names = [point["model"], *([COLLAPSED] if arm.linear_layers else [])]
-    try:
-        key = images.training_key("depth_images", config, point)
-        found = images.train_arm(arm, setting, sizes, seeds, key=key, device=device)
-    except Diverged:
-        return [shared | {"model": name, "loss": None, "valid": 0.0} | row for name in names
-                for row in images.lost(seeds, config.ks)]
-    losses, rows = dict(zip(seeds, found.loss, strict=True)), []
-    for name in names:
-        params = nets.collapsed_head(found.params) if name == COLLAPSED else found.params
-        some = (images.model_of(arm._replace(linear_layers=0), setting, sizes)
-                if name == COLLAPSED else model)
-        rates, valid = images.best_rates(fleet, some, sizes, params, config.ks)
-        numbers = {(seed, k): valid[i, j] for i, seed in enumerate(seeds)
-                   for j, k in enumerate(config.ks)}
-        rows += [shared | {"model": name}
-                 | rounded(loss=losses[row["seed"]], valid=numbers[row["seed"], row["k"]]) | row
-                 for row in images.test_rows(fleet, some, sizes, params, config.ks, rates)]
-    return rows
+    flat = arm._replace(linear_layers=0)
+
+    def rows(seeds: Sequence[int]) -> list[Row]:
+        found = images.train_arm(
+            arm, replace(setting, alpha=point["alpha"]), sizes, seeds, device=device,
+            key=images.training_key("depth_images", config, point))
+        fleet, every = episode_fleet(setting, seeds, device=device), []
+        forms = {point["model"]: (arm, found)}
+        if arm.linear_layers and arm.method == "MAML":
+            forms[COLLAPSED] = flat, found._replace(params=nets.collapsed_head(found.params))
+        for name, (form, trained) in forms.items():
+            model = images.model_of(form, setting, sizes, device=device)
+            shared = {**point, "model": name, **counted(start(fleet, model))}
+            every += [shared | row for row in images.scored(
+                trained, model, sizes, config.ks, fleet, {"test": fleet})]
+        return every
+
+    def lost(seed: int) -> list[Row]:
+        model = images.model_of(arm, setting, sizes, device=device)
+        count = counted(start(episode_fleet(setting, [seed], device=device), model))
+        names = [point["model"], *([COLLAPSED] if arm.linear_layers else [])]
+        return [{**point, "model": name, **count} | row for name in names
+                for row in images.lost(seed, ["test"], config.ks, setting.ways)]
+
+    return images.unless_lost(rows, range(config.first, config.first + config.seeds), lost)
 
 
 def at_best(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of every model at the training rate of highest mean accuracy on validation classes,
-    at its own rate after the steps trained for."""
-    asked = tables.where(table, rate="own", k=table["k"].iloc[0])
-    return tables.best(asked, ARM[:-1], most=True)
+    after the steps trained for."""
+    return tables.best(tables.where(table, k=table["k"].iloc[0]), ARM[:-1], most=True)
 
 
-def differences(table: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
-    """The accuracy of one model minus that of another, each at its best, after the steps trained
-    for, of every source, number of blocks and method that has both."""
-    rows = tables.contrast(at_best(table), ARM[:-1], "accuracy", {"model": against},
-                           tables.difference)
-    return tables.where(rows, model=model)
+def over(table: pd.DataFrame, against: Mapping[str, object], **arm: object) -> pd.DataFrame:
+    """The accuracy of the arms that ``arm`` names minus that of the same with the entries of
+    ``against`` in place of their own, each at its best, after the steps trained for."""
+    rows = tables.contrast(at_best(table), ARM[:-1], "accuracy", against, tables.difference)
+    return tables.where(rows, **arm)
 
 
-def _finding(record: Record, model: str, against: str) -> Finding:
-    return tables.judge(differences(record.table, model, against),
-                        f"{model} minus {against}, in accuracy", ["source", "blocks", "method"],
+def depth(record: Record) -> Finding:
+    """D1 on images: the deepest network is above each with fewer blocks, all with a learned
+    rate."""
+    config = record.provenance["config"]
+    arm = {"blocks": config["sizes"]["blocks"], "method": "MAML", "model": "learned rate"}
+    rows = pd.concat([over(record.table, {"blocks": blocks}, **arm).assign(fewer=blocks)
+                      for blocks in config["fewer"]], ignore_index=True)
+    return tables.judge(rows, "the deepest minus fewer blocks, in accuracy", ["source", "fewer"],
                         above=0)
 
 
 def gain(record: Record) -> Finding:
-    """D2 on images: LinNet is above plain, each at its best."""
-    return _finding(record, "LinNet", "plain")
+    """D2 on images: LinNet is above plain with a learned rate."""
+    rows = over(record.table, {"model": "learned rate"}, model="LinNet", method="MAML")
+    return tables.judge(rows, "LinNet minus learned rate, in accuracy", ["source", "blocks"],
+                        above=0)
 
 
 def collapse(record: Record) -> Finding:
     """D2 on images: LinNet is above what it collapses to."""
-    return _finding(record, "LinNet", COLLAPSED)
+    rows = over(record.table, {"model": COLLAPSED}, model="LinNet", method="MAML")
+    return tables.judge(rows, "LinNet minus its collapsed form, in accuracy", ["source", "blocks"],
+                        above=0)
 
 
 def external(record: Record) -> Finding:
-    """D3 on images: KFO is above plain with one learned rate."""
-    return _finding(record, "KFO", "learned rate")
+    """D3 on images: KFO is above plain with one learned rate, one for each tensor, and one for each
+    parameter."""
+    rows = pd.concat([over(record.table, {"model": rates}, model="KFO", method="MAML")
+                      .assign(against=rates) for rates in RATES], ignore_index=True)
+    return tables.judge(rows, "KFO minus learned rates, in accuracy", ["source", "against"],
+                        above=0)
+
+
+def below(record: Record) -> Finding:
+    """D4 on images: LinNet whose convolutions alone adapt is above plain with a learned rate, and
+    above one whose linear layers alone adapt."""
+    rows = pd.concat([over(record.table, against, model="LinNet", method="BOIL")
+                      .assign(against=" ".join(against.values())) for against in
+                      ({"method": "MAML", "model": "learned rate"}, {"method": "ANIL"})],
+                     ignore_index=True)
+    return tables.judge(rows, "LinNet, its convolutions alone adapting, minus others, in accuracy",
+                        ["source", "against"], above=0)
 
 
 EXPERIMENT = Experiment(
-    "depth_images", "linear layers and meta-optimizers on few-shot images", PROFILES, points,
+    "depth_images", "depth, linear layers and meta-optimizers on few-shot images", PROFILES, points,
     measure,
-    {"D2/images gain": gain, "D2/images collapse": collapse, "D3/images": external},
-    ("cuda", "cpu"))
+    {"D1/images": depth, "D2/images gain": gain, "D2/images collapse": collapse,
+     "D3/images": external, "D4/images": below}, ("cuda", "cpu"))

@@ -2,8 +2,9 @@
 images share."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from companion import nets, paths, records
 from companion.checkpoints import Checkpoint
 from companion.checks import Array
+from companion.errors import Diverged
 from companion.experiment import rounded
 from companion.fleets import Budget, Model, scores, start, train
 from companion.meta_optimizers import Params
@@ -24,38 +26,42 @@ _LAST = 20  # outer steps that the final objective is a mean over
 
 @dataclass(frozen=True)
 class Sizes:
-    """The network and its cost: ``inner`` steps in training; ``factors`` times the setting's inner
-    rate are tried on ``valid_episodes``."""
+    """The network and its cost: ``width`` of the linear layers added; ``inner`` steps in training;
+    ``factors`` times the setting's inner rate are tried on ``valid_episodes``."""
 
-    filters: int = 16
-    blocks: int = 2
-    inner: int = 5
-    factors: Sequence[float] = (1 / 16, 1 / 4, 1, 4, 16)
-    valid_episodes: int = 100
-    budget: Budget = Budget(steps=1000, tasks=4, rate=0.005, test_tasks=300, rule_share=0.1,
-                            batch=25)
+    filters: int = 32
+    blocks: int = 4
+    width: int = 32
+    inner: int = 1
+    factors: Sequence[float] = (1 / 16, 1 / 4, 1, 4)
+    valid_episodes: int = 50
+    budget: Budget = Budget(steps=500, tasks=8, rate=0.003, test_tasks=200, rule_share=0.1,
+                            batch=50)
 
 
 class Arm(NamedTuple):
-    """A method ("MAML", "ANIL", "NAL-global", "NAL-episodic" or "untrained"), the rule that it
-    adapts with, and the linear layers added before the head."""
+    """A method, the rule that it adapts with, and the linear layers added before the head. "MAML"
+    adapts all, "ANIL" the linear layers and the head alone, "BOIL" all but these; "NAL-global",
+    "NAL-episodic" and "untrained" do not adapt in training."""
 
     method: str
     rule: str = "SGD"
     linear_layers: int = 0
 
 
-def model_of(arm: Arm, setting: Setting, sizes: Sizes, outputs: int | None = None) -> Model:
+def model_of(arm: Arm, setting: Setting, sizes: Sizes, outputs: int | None = None,
+             device: str = "cpu") -> Model:
     """The network of an arm, with the episodes' ways as outputs if not named."""
     by_split = pools(setting.source, setting.within)
     channels, height, width = by_split["train"].images.shape[1:]
     net = nets.cnn((channels, height, width), sizes.filters, sizes.blocks,
-                   setting.ways if outputs is None else outputs, linear_layers=arm.linear_layers)
-    adapted = None
-    if arm.method == "ANIL":
-        adapted = nets.head_names(net.init(torch.Generator()))
+                   setting.ways if outputs is None else outputs, linear_layers=arm.linear_layers,
+                   width=sizes.width, patches=device != "cpu")
+    params = net.init(torch.Generator())
+    top = nets.head_names(params)
+    adapted = {"ANIL": top, "BOIL": tuple(name for name in params if name not in top)}
     return Model(net, "nal" if arm.method.startswith("NAL") else "maml", arm.rule, sizes.inner,
-                 adapted=adapted)
+                 adapted=adapted.get(arm.method))
 
 
 class Trained(NamedTuple):
@@ -78,7 +84,7 @@ def train_arm(arm: Arm, setting: Setting, sizes: Sizes, seeds: Sequence[int], *,
     everything = arm.method == "NAL-global"
     fleet = episode_fleet(setting, seeds, global_labels=everything, device=device, **hard)
     classes = len(pools(setting.source, setting.within)["train"].first)
-    model = model_of(arm, setting, sizes, classes if everything else None)
+    model = model_of(arm, setting, sizes, classes if everything else None, device)
     if arm.method == "untrained":
         return Trained(start(fleet, model), np.full(len(fleet.seeds), np.nan))
     values: list[torch.Tensor] = []
@@ -87,7 +93,7 @@ def train_arm(arm: Arm, setting: Setting, sizes: Sizes, seeds: Sequence[int], *,
         if step >= sizes.budget.steps - _LAST:
             values.append(found)
 
-    name = hashlib.sha256(f"{key} on {device}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{key} of {list(seeds)} on {device}".encode()).hexdigest()[:16]
     kept = Checkpoint(paths.cache() / "checkpoints" / f"{name}.safetensors", 200, key)
     params = train(fleet, model, sizes.budget, watch=watch, checkpoint=kept)
     params = {name: value.float() for name, value in params.items()}
@@ -108,25 +114,40 @@ def best_rates(fleet: Fleet, model: Model, sizes: Sizes, params: Params,
     return np.take_along_axis(rates.cpu().numpy()[..., None], best[None], 0)[0], means.max(0)
 
 
-def test_rows(fleet: Fleet, model: Model, sizes: Sizes, params: Params, ks: Sequence[int],
-              rates: Array) -> list[Row]:
-    """Accuracy on test classes of every run after ``ks`` inner steps, at the inner rate of training
-    and at the ``rates`` of its own, [run, k]: its mean over episodes and that mean's error."""
+def scored(found: Trained, model: Model, sizes: Sizes, ks: Sequence[int], valid: Fleet,
+           tests: Mapping[str, Fleet]) -> list[Row]:
+    """Accuracy on test classes of every run after ``ks`` inner steps, each at the run's own inner
+    rate, the best on ``valid``: its mean over the episodes of every kind of ``tests``, and that
+    mean's error."""
+    rates, checked = best_rates(valid, model, sizes, found.params, ks)
     rows: list[Row] = []
-    for j, k in enumerate(ks):
-        for rate, alpha in (("training", fleet.alpha), ("own", torch.from_numpy(rates[:, j]))):
-            right = scores(fleet.at(alpha), model, params, sizes.budget, [k]).accuracy[..., 0]
-            errors = right.std(axis=1, ddof=1) / right.shape[1] ** 0.5
-            rows += [{"seed": seed, "k": k, "rate": rate}
-                     | rounded(step=alpha[run], accuracy=right[run].mean(), error=errors[run])
-                     for run, seed in enumerate(fleet.seeds)]
+    for (kind, fleet), (j, k) in product(tests.items(), enumerate(ks)):
+        own = torch.from_numpy(rates[:, j])
+        right = scores(fleet.at(own), model, found.params, sizes.budget, [k]).accuracy[..., 0]
+        errors = right.std(axis=1, ddof=1) / right.shape[1] ** 0.5
+        rows += [{"episodes": kind, "seed": seed, "k": k}
+                 | rounded(loss=found.loss[run], valid=checked[run, j], step=own[run],
+                           accuracy=right[run].mean(), error=errors[run])
+                 for run, seed in enumerate(fleet.seeds)]
     return rows
 
 
-def lost(seeds: Sequence[int], ks: Sequence[int]) -> list[Row]:
-    """The rows of a fleet of which a run diverged in training: no accuracy at all."""
-    return [{"seed": seed, "k": k, "rate": rate, "step": 0.0, "accuracy": 0.0, "error": 0.0}
-            for k in ks for rate in ("training", "own") for seed in seeds]
+def lost(seed: int, kinds: Sequence[str], ks: Sequence[int], ways: int) -> list[Row]:
+    """The rows of a run that diverged in training: it is right by chance alone."""
+    return [{"episodes": kind, "seed": seed, "k": k, "loss": None, "valid": 1 / ways, "step": 0.0,
+             "accuracy": 1 / ways, "error": 0.0} for kind in kinds for k in ks]
+
+
+def unless_lost(rows: Callable[[Sequence[int]], list[Row]], seeds: Sequence[int],
+                otherwise: Callable[[int], list[Row]]) -> list[Row]:
+    """The rows of a fleet; where a run diverges in training, those of its seeds one by one, and
+    ``otherwise`` of a seed that diverges alone."""
+    try:
+        return rows(seeds)
+    except Diverged:
+        if len(seeds) == 1:
+            return otherwise(seeds[0])
+        return [row for seed in seeds for row in unless_lost(rows, [seed], otherwise)]
 
 
 def training_key(experiment: str, config: Any, point: Point) -> str:

@@ -73,6 +73,6 @@ def normal_draws(shapes: Callable[[int, int], dict[str, tuple[int, ...]]]) -> Dr
         device=str(fleet.alpha.device), dtype=fleet.alpha.dtype)
 
 
-def stacked(families: Sequence[Any], device: str) -> Any:
-    """Trees of tensors, one a run, as one tree [run, ...]."""
+def stacked(families: Sequence[Any], device: str | None = None) -> Any:
+    """Trees of tensors, one a run, as one tree [run, ...], on ``device`` or where they are."""
     return tree_map(lambda *leaves: torch.stack(leaves).to(device), *families)

@@ -39,8 +39,8 @@ def pool(source: Source, split: str, *, groups: Sequence[int] | None = None,
         members = members[torch.isin(source.group[members], torch.tensor(list(groups)))]
     require(len(members) > 0, "groups", f"have a class in the {split} split", groups,
             "see source.group")
-    parts = (source.images, source.first[members], source.sizes[members], source.group[members])
-    return Pool(*(part.to(device) for part in parts))
+    return Pool(source.images.to(device), source.first[members], source.sizes[members],
+                source.group[members])
 
 
 def fitting_groups(of: Pool, ways: int) -> torch.Tensor:
@@ -58,7 +58,7 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
     classes or images than there are, or an argument out of range.
 
     Args:
-        generator: on the pool's device.
+        generator: on the CPU, so that every device sees the same episodes.
         shots, queries: images of a class, in the support and in the query.
         hard_fraction: probability that an episode's classes are all of one group, in [0, 1].
         hard_groups: the groups that hard episodes take their classes from, one each; by default all
@@ -76,14 +76,13 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
     least = int(of.sizes.min())
     require(each <= least, "shots + queries",
             f"be at most the {least} images of the smallest class", each, "fewer")
-    here = of.images.device
-    uniform = partial(torch.rand, generator=generator, device=here)
+    uniform = partial(torch.rand, generator=generator)
 
     rank = uniform(episodes, classes)
     if hard_fraction > 0:
         groups = fitting_groups(of, ways)
         if hard_groups is not None:
-            wanted = torch.tensor(sorted(set(hard_groups)), device=here)
+            wanted = torch.tensor(sorted(set(hard_groups)))
             lacking = wanted[~torch.isin(wanted, groups)].tolist()
             require(not lacking, "hard_groups", f"have {ways} classes each", lacking,
                     "see fitting_groups")
@@ -96,15 +95,15 @@ def sample(of: Pool, generator: torch.Generator, *, episodes: int, ways: int, sh
         rank = rank - (hard[:, None] & (of.group != own[:, None])).to(rank.dtype)
     chosen = rank.topk(ways, dim=1).indices  # in random order: the labels are permuted
     order = uniform(episodes, ways, int(of.sizes.max()))
-    order = order.masked_fill(torch.arange(order.shape[-1], device=here)
-                              >= of.sizes[chosen][..., None], -1.0)
+    order = order.masked_fill(torch.arange(order.shape[-1]) >= of.sizes[chosen][..., None], -1.0)
     images = of.first[chosen][..., None] + order.topk(each, dim=-1).indices
-    labels = chosen if global_labels else torch.arange(ways, device=here).expand(episodes, ways)
+    labels = chosen if global_labels else torch.arange(ways).expand(episodes, ways)
     y = labels[..., None].expand(episodes, ways, each)
 
     def side(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = images[..., start:stop].flatten(1)
-        return of.images[index].to(dtype).div_(255).sub_(0.5), y[..., start:stop].flatten(1)
+        index, here = images[..., start:stop].flatten(1), of.images.device
+        return (of.images[index.to(here)].to(dtype).div_(255).sub_(0.5),
+                y[..., start:stop].flatten(1).to(here))
 
     return Task(side(0, shots), side(shots, each))
 
@@ -157,7 +156,7 @@ def episode_fleet(setting: Setting, seeds: Sequence[int], *, hard_groups: int = 
 
         def at(step: int) -> Task:
             name = f"few_shot/{split}/{fraction}/{step}"
-            drawn = [sample(by_split[split], torch_stream(seed, name, device), episodes=tasks,
+            drawn = [sample(by_split[split], torch_stream(seed, name), episodes=tasks,
                             ways=setting.ways, shots=setting.shots, queries=setting.queries,
                             hard_fraction=fraction, global_labels=global_labels,
                             hard_groups=chosen[seed] if restricted else None)
