@@ -17,7 +17,7 @@ from companion.checks import Array
 from companion.losses import accuracy
 from companion.meta_optimizers import Alpha, Params, Rule, rule_named
 from companion.nets import Net
-from companion.objectives import adapted_by_rule, joined, learned, nal, parted
+from companion.objectives import joined, learned, nal, parted, path_by_rule
 from companion.streams import torch_stream
 from companion.tasks import Fleet, stacked
 
@@ -63,12 +63,18 @@ class Model:
         """Its rule at an inner rate."""
         return rule_named(self.rule, alpha, self.steps)
 
-    def adapt(self, loss: Loss, both: Params, support: Any, alpha: Any, steps: int) -> Params:
-        """All of the network's parameters after some inner steps at the rate ``alpha``."""
+    def path(self, loss: Loss, both: Params, support: Any, alpha: Any,
+             ks: Sequence[int]) -> list[Params]:
+        """All of the network's parameters after each number of inner steps at the rate
+        ``alpha``."""
         fixed, inner = self.split(both)
-        return fixed | adapted_by_rule(
-            lambda some, batch: loss(fixed | some, batch), inner, support, steps=steps,
-            rule=self.rule_at(alpha), rule_alpha=self.rule_alpha)
+        found = path_by_rule(lambda some, batch: loss(fixed | some, batch), inner, support,
+                             steps=ks, rule=self.rule_at(alpha), rule_alpha=self.rule_alpha)
+        return [fixed | moved for moved in found]
+
+    def adapt(self, loss: Loss, both: Params, support: Any, alpha: Any, steps: int) -> Params:
+        """:meth:`path` after one number of inner steps."""
+        return self.path(loss, both, support, alpha, [steps])[0]
 
 
 def start(fleet: Fleet, model: Model) -> Params:
@@ -180,7 +186,7 @@ def scores(fleet: Fleet, model: Model, params: Params, budget: Budget, ks: Seque
     def judge(params: Params, drawn: Any, *settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
         *family, alpha = settings
         task = fleet.make(drawn, *family)
-        moved = [model.adapt(loss, params, task.support, alpha, k) for k in ks]
+        moved = model.path(loss, params, task.support, alpha, ks)
         risk = torch.stack([loss(some, task.query) for some in moved])
         shares = [right(some, task.query) if fleet.classes else risk.new_tensor(math.nan)
                   for some in moved]

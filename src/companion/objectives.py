@@ -1,12 +1,12 @@
 """What the outer loop minimises, for one task: objective(params, task) -> scalar."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
-from companion.adaptation import Loss, adapt, adapt_with_rule, check_devices
+from companion.adaptation import Loss, adapt, adapt_with_rule, after_steps, check_devices
 from companion.meta_optimizers import Alpha, AnyUpdate, Params, Rule
 from companion.tasks import Task
 
@@ -120,18 +120,24 @@ def counted(both: Params) -> dict[str, int]:
     return {"parameters": model, "own_parameters": rule}
 
 
-def adapted_by_rule(loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule,
-                    rule_alpha: Alpha | None = None) -> Params:
-    """The model's parameters after ``steps`` inner steps by its rule, from :func:`joined`.
+def path_by_rule(loss: Loss, both: Params, support: Any, *, steps: Sequence[int], rule: Rule,
+                 rule_alpha: Alpha | None = None) -> list[Params]:
+    """The model's parameters after each number of inner steps by its rule, from :func:`joined`.
 
     With ``rule_alpha`` the rule adapts too, as in :func:`companion.adaptation.adapt_with_rule`; one
     with a state cannot.
     """
     params, own = parted(both)
     if rule_alpha is None:
-        return adapt(loss, params, support, steps=steps, update=rule.bind(own))
-    return adapt_with_rule(loss, params, own, support, steps=steps, apply=rule.apply,
-                           rule_alpha=rule_alpha)[0]
+        return after_steps(loss, params, support, steps=steps, update=rule.bind(own))
+    return [adapt_with_rule(loss, params, own, support, steps=count, apply=rule.apply,
+                            rule_alpha=rule_alpha)[0] for count in steps]
+
+
+def adapted_by_rule(loss: Loss, both: Params, support: Any, *, steps: int, rule: Rule,
+                    rule_alpha: Alpha | None = None) -> Params:
+    """:func:`path_by_rule` after one number of inner steps."""
+    return path_by_rule(loss, both, support, steps=[steps], rule=rule, rule_alpha=rule_alpha)[0]
 
 
 def learned(loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = None,

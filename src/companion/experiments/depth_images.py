@@ -28,10 +28,9 @@ _CHOSEN = {  # by the pilot: the rate of highest mean accuracy on validation cla
     "4 MAML LinNet": (0.4,), "4 MAML Meta-SGD": (0.1,), "4 MAML Meta-Curvature": (0.1,),
     "4 MAML KFO": (0.1,), "4 ANIL plain": (1.6,), "4 ANIL LinNet": (1.6,), "4 ANIL KFO": (0.4,),
     "4 BOIL plain": (0.4,), "4 BOIL LinNet": (1.6,),
-    # with thousands of features a smaller one too, that the pilot had not
-    "1 MAML learned rate": (0.025, 1.6), "1 MAML LinNet": (0.025, 0.4),
-    "2 MAML learned rate": (0.025, 0.1), "2 MAML LinNet": (0.025, 0.1),
-    "3 MAML learned rate": (0.1,), "3 MAML LinNet": (0.1,)}
+    # with thousands of features a smaller one, for the pilot's made LinNet guess by chance
+    "1 MAML learned rate": (0.025,), "1 MAML LinNet": (0.025,), "2 MAML learned rate": (0.1,),
+    "2 MAML LinNet": (0.1,), "3 MAML learned rate": (0.1,), "3 MAML LinNet": (0.1,)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Config:
     shallow: Sequence[str] = ("learned rate", "LinNet")
     alphas: Mapping[str, Sequence[float]] = field(default_factory=dict)
     ks: Sequence[int] = (1, 0, 2, 5, 10, 20)
-    seeds: int = 8
+    seeds: int = 6
     first: int = 0
 
 

@@ -4,7 +4,6 @@ images share."""
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from companion.checkpoints import Checkpoint
 from companion.checks import Array
 from companion.errors import Diverged
 from companion.experiment import rounded
-from companion.fleets import Budget, Model, scores, start, train
+from companion.fleets import Budget, Model, measure, start, train
+from companion.losses import accuracy
 from companion.meta_optimizers import Params
 from companion.records import Point, Row
 from companion.tasks import Fleet
@@ -102,14 +102,27 @@ def train_arm(arm: Arm, setting: Setting, sizes: Sizes, seeds: Sequence[int], *,
     return Trained(params, torch.stack(values).mean(0).double().cpu().numpy())
 
 
+def accuracies(fleet: Fleet, model: Model, params: Params, budget: Budget, ks: Sequence[int], *,
+               purpose: str = "test") -> Array:
+    """The accuracy on every test task after each number of inner steps, [run, task, k]."""
+    loss, right = fleet.loss(model.net.apply), accuracy(model.net.apply)
+
+    def judge(params: Params, drawn: Any, alpha: Any) -> torch.Tensor:
+        task = fleet.make(drawn)
+        return torch.stack([right(one, task.query)
+                            for one in model.path(loss, params, task.support, alpha, ks)])
+
+    return np.asarray(measure(fleet, judge, params, budget, purpose=purpose))
+
+
 def best_rates(fleet: Fleet, model: Model, sizes: Sizes, params: Params,
                ks: Sequence[int]) -> tuple[Array, Array]:
     """The tried inner rate of highest accuracy on validation classes, and that accuracy, for every
     run and number of steps: [run, k] each."""
     budget = replace(sizes.budget, test_tasks=sizes.valid_episodes)
     rates = torch.stack([factor * fleet.alpha for factor in sizes.factors])
-    means = np.stack([scores(fleet.at(alpha), model, params, budget, ks,
-                             purpose="validate").means.accuracy for alpha in rates])
+    means = np.stack([accuracies(fleet.at(alpha), model, params, budget, ks,
+                                 purpose="validate").mean(1) for alpha in rates])
     best = means.argmax(0)
     return np.take_along_axis(rates.cpu().numpy()[..., None], best[None], 0)[0], means.max(0)
 
@@ -121,14 +134,17 @@ def scored(found: Trained, model: Model, sizes: Sizes, ks: Sequence[int], valid:
     mean's error."""
     rates, checked = best_rates(valid, model, sizes, found.params, ks)
     rows: list[Row] = []
-    for (kind, fleet), (j, k) in product(tests.items(), enumerate(ks)):
-        own = torch.from_numpy(rates[:, j])
-        right = scores(fleet.at(own), model, found.params, sizes.budget, [k]).accuracy[..., 0]
+    for kind, fleet in tests.items():
+        right = np.empty((len(fleet.seeds), sizes.budget.test_tasks, len(ks)))
+        for own in {tuple(column) for column in rates.T}:  # one path for all ks of equal rates
+            same = [j for j in range(len(ks)) if tuple(rates[:, j]) == own]
+            right[..., same] = accuracies(fleet.at(torch.tensor(own)), model, found.params,
+                                          sizes.budget, [ks[j] for j in same])
         errors = right.std(axis=1, ddof=1) / right.shape[1] ** 0.5
         rows += [{"episodes": kind, "seed": seed, "k": k}
-                 | rounded(loss=found.loss[run], valid=checked[run, j], step=own[run],
-                           accuracy=right[run].mean(), error=errors[run])
-                 for run, seed in enumerate(fleet.seeds)]
+                 | rounded(loss=found.loss[run], valid=checked[run, j], step=rates[run, j],
+                           accuracy=right[run, :, j].mean(), error=errors[run, j])
+                 for j, k in enumerate(ks) for run, seed in enumerate(fleet.seeds)]
     return rows
 
 

@@ -45,12 +45,12 @@ class Config:
         "MAML": Trial("MAML", 1, (0.1,), (0.0, 0.5, 1.0)),
         "MAML, 5 steps": Trial("MAML", 5, (0.1,), (0.5,)),
         "NAL-global": Trial("NAL-global", 0, (0.4,), (0.0, 0.5, 1.0)),
-        "NAL-episodic": Trial("NAL-episodic", 0, (0.4,), (0.5,)),
+        "MAML, larger step": Trial("MAML", 1, (0.4,), (0.0,)),
         "untrained": Trial("untrained", 0, (0.4,), ())})
     packed: int = 2
     base: float = 0.5
     ks: Sequence[int] = (1, 10)
-    seeds: int = 12
+    seeds: int = 8
     first: int = 0
 
 
