@@ -19,7 +19,8 @@ CHEAP = {  # the index of a point that takes seconds, with two seeds
 OTHERS = {"transplant": ("arm", "other seed")}  # rows of which a seed needs the one after it
 RECORDED = [(name, profile) for name, experiment in EXPERIMENTS.items()
             for profile in experiment.profiles
-            if not name.endswith("images") or records.folder(name, profile).exists()]
+            if not name.endswith("_images")
+            or (records.folder(name, profile) / "provenance.json").exists()]
 
 
 @pytest.mark.parametrize(("name", "profile"), RECORDED)
@@ -32,7 +33,7 @@ def test_a_record_is_of_today(name: str, profile: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "profile"),
-                         [each for each in RECORDED if not each[0].endswith("images")])
+                         [each for each in RECORDED if each[0] not in ON_GPU])
 def test_a_cheap_point_comes_out_again(name: str, profile: str) -> None:
     """For two seeds, which do not depend on the others."""
     experiment, table = EXPERIMENTS[name], EXPERIMENTS[name].load(profile).table

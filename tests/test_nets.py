@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from companion import nets, training
-from companion.losses import logistic, squared_error
+from companion.losses import cross_entropy, logistic, squared_error
 from companion.meta_optimizers import Params, kfo, sgd
 from companion.nets import from_module
 from companion.objectives import joined, learned, maml
@@ -71,6 +71,48 @@ def test_a_cnn_is_that_of_torch(pool: bool) -> None:
     peer = nn.Sequential(*blocks, nn.Flatten() if pool else nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          head)
     torch.testing.assert_close(net.apply(params, x), peer(x))
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_patches_compute_the_same_network(pool: bool) -> None:
+    """Values and second derivatives, where images have blank margins whose maxima tie."""
+    usual, patched = (nets.cnn((2, 9, 8), 5, 2, 3, pool=pool, linear_layers=1, patches=patches)
+                      for patches in (False, True))
+    params, x, y = usual.init(generator(), dtype=F64), inputs(6, 2, 9, 8), torch.arange(6) % 3
+    x[:, :, :3] = 0
+
+    def after_a_step(net: nets.Net):
+        loss = cross_entropy(net.apply)
+
+        def value(params):
+            slopes = grad(loss)(params, (x, y))
+            return loss({name: value - 0.3 * slopes[name] for name, value in params.items()},
+                        (x.flip(0), y))
+
+        return grad(value)(params)
+
+    torch.testing.assert_close(patched.apply(params, x), usual.apply(params, x))
+    expected, found = after_a_step(usual), after_a_step(patched)
+    for name, slope in expected.items():
+        assert slope.norm() > 1e-6 or name == "linear.0.bias"
+        assert (found[name] - slope).norm() <= 1e-9 * max(1.0, float(slope.norm())), name
+
+
+@pytest.mark.parametrize(("linear_layers", "square"), [(1, 1 / 2), (2, 3**-0.5)])
+def test_linear_layers_start_balanced(linear_layers: int, square: float) -> None:
+    """Semi-orthogonal factors, whose gradients' terms add up to a projection of the head's."""
+    net = nets.cnn((1, 8, 8), 8, 2, 3, linear_layers=linear_layers, width=6)
+    params = net.init(generator(), dtype=F64)
+    factors = [value for name, value in params.items()
+               if name.split(".")[0] in ("linear", "head") and name.endswith("weight")]
+    assert len(factors) == linear_layers + 1
+    for factor in factors:
+        n = len(factor)
+        torch.testing.assert_close(factor @ factor.mT, square * torch.eye(n, dtype=F64))
+    assert (linear_layers + 1) * square**linear_layers == pytest.approx(1)
+    wide = nets.cnn((1, 8, 8), 8, 2, 3, linear_layers=1, width=64).init(generator(), dtype=F64)
+    low = wide["linear.0.weight"]
+    torch.testing.assert_close(low.mT @ low, 0.5 * torch.eye(32, dtype=F64))
 
 
 def test_starts_keep_the_scale() -> None:

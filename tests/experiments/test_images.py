@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_map
 
 from companion import fleets, nets
 from companion.checkpoints import Checkpoint
+from companion.errors import Diverged
 from companion.evaluation import estimate
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes, Trained, model_of, train_arm
-from companion.fleets import Budget, Model, scores, start
+from companion.fleets import Budget, Model, start
 from companion.losses import cross_entropy
 from companion.meta_optimizers import RULES
 from companion.objectives import parted
@@ -25,10 +26,11 @@ from companion.tasks.episodes import Setting, episode_fleet, pools
 pytestmark = pytest.mark.usefixtures("patterns")
 F64 = torch.float64
 BUDGET = Budget(steps=6, tasks=3, rate=0.01, test_tasks=40, rule_share=0.1, batch=25)
-SIZES = Sizes(filters=4, blocks=1, inner=2, valid_episodes=25, budget=BUDGET)
+SIZES = Sizes(filters=4, blocks=1, width=8, inner=2, factors=(1.0,), valid_episodes=25,
+              budget=BUDGET)
 SETTING = Setting("made", 3, 2, 0.1, queries=4, within=True)
 ARMS = [Arm("MAML"), Arm("ANIL"), Arm("NAL-episodic"), Arm("NAL-global"), Arm("MAML", "KFO"),
-        Arm("ANIL", "Meta-SGD", 1), Arm("MAML", "SGD", 2)]
+        Arm("ANIL", "Meta-SGD", 1), Arm("MAML", "SGD", 2), Arm("BOIL", "SGD", 1)]
 CLASSES = 32  # in training
 SEEDS = (7, 3)
 
@@ -58,7 +60,9 @@ def double(tree):
 def adapted_by_hand(arm: Arm, net: nets.Net, params, rule, support, steps: int, alpha: float):
     """The inner loop with plain autograd, one task at a time."""
     loss = cross_entropy(net.apply)
-    names = nets.head_names(params) if arm.method == "ANIL" else tuple(params)
+    top = nets.head_names(params)
+    names = {"ANIL": top, "BOIL": [name for name in params if name not in top]}.get(
+        arm.method, tuple(params))
     for _ in range(steps):
         slopes = torch.autograd.grad(loss(params, support), [params[n] for n in names],
                                      create_graph=True)
@@ -96,13 +100,13 @@ def test_meta_gradients_equal_a_loop_over_tasks(arm: Arm) -> None:
             assert gap <= 1e-5 * expected.norm() + 1e-12, name
 
 
-@pytest.mark.parametrize("arm", [ARMS[0], ARMS[4], ARMS[5]], ids=str)
+@pytest.mark.parametrize("arm", [ARMS[0], ARMS[4], ARMS[5], ARMS[7]], ids=str)
 def test_accuracies_equal_a_loop_over_episodes(arm: Arm) -> None:
     fleet, model = fleet_of().at(torch.tensor([0.1, 0.3])), model_of(arm, SETTING, SIZES)
     params, drawn = start(fleet, model), fleet.draw(fleet, "test", 25, 0)
-    found = scores(fleet, model, params, BUDGET, (0, 1, 3)).accuracy
+    found = images.accuracies(fleet, model, params, BUDGET, (3, 0, 1))
     assert found.shape == (2, 40, 3)
-    for run, i, (j, k) in product(range(2), (0, 7, 24, 26), enumerate((0, 1, 3))):
+    for run, i, (j, k) in product(range(2), (0, 7, 24, 26), enumerate((3, 0, 1))):
         task = place(drawn(i // 25), run, i % 25)
         plain, rule = parted({name: value[run].clone().requires_grad_()
                               for name, value in params.items()})
@@ -110,6 +114,26 @@ def test_accuracies_equal_a_loop_over_episodes(arm: Arm) -> None:
         chosen = model.net.apply(moved, task.query[0]).argmax(-1)
         right = (chosen == task.query[1]).double().mean().item()
         assert found[run, i, j] == pytest.approx(right, abs=1e-6)
+
+
+def test_one_by_one_and_patches_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CPU computes, and what a GPU does."""
+    arm = Arm("MAML", "per-step rates", 1)
+    one, other = (model_of(arm, SETTING, SIZES, device=device) for device in ("cpu", "cuda"))
+    fleet = fleet_of()
+    at_once = replace(fleet, chunk=None)
+    params, tasks = double(start(fleet, one)), double(fleet.draw(fleet, "train", 3, 0)(0))
+    slopes, values = fleets.gradient(fleet, one)(params, tasks, fleet.alpha.double())
+    again, same = fleets.gradient(at_once, other)(params, tasks, fleet.alpha.double())
+    torch.testing.assert_close(values, same, rtol=1e-10, atol=0)
+    assert slopes.keys() == again.keys()
+    for name, slope in slopes.items():
+        assert (slope - again[name]).norm() <= 1e-5 * slope.norm() + 1e-12, name
+    params = start(fleet, one)
+    right = images.accuracies(fleet, one, params, BUDGET, (2,))
+    assert 0.3 < right.mean() < 1
+    assert (right - images.accuracies(at_once, other, params, BUDGET, (2,))).mean() == (
+        pytest.approx(0, abs=1e-3))
 
 
 def chance(fleet: Fleet, model: Model, params, k: int, relabel: bool) -> float:
@@ -125,8 +149,8 @@ def chance(fleet: Fleet, model: Model, params, k: int, relabel: bool) -> float:
 
         return shuffled if relabel else plain
 
-    right = scores(replace(fleet, draw=draw), model, params, replace(BUDGET, test_tasks=400),
-                   [k]).accuracy
+    right = images.accuracies(replace(fleet, draw=draw), model, params,
+                              replace(BUDGET, test_tasks=400), [k])
     found = estimate(np.round(right, 6).ravel())
     return 0.0 if abs(found.value - 1 / SETTING.ways) < 1e-6 else found.sigmas(1 / SETTING.ways)
 
@@ -177,13 +201,13 @@ def test_a_run_is_named_by_its_seed() -> None:
     sizes, rows, found = replace(SIZES, factors=(0.5, 2.0)), {}, {}
     for seeds in ((7, 3), (3,), (3, 7)):
         fleet, found[seeds] = fleet_of(seeds), trained(arm, seeds)
-        rates, _ = images.best_rates(fleet, model, sizes, found[seeds].params, (1, 3))
-        rows[seeds] = images.test_rows(fleet, model, sizes, found[seeds].params, (1, 3), rates)
-    order = {seeds: sorted(each, key=lambda row: (row["seed"], row["k"], row["rate"]))
+        rows[seeds] = images.scored(found[seeds], model, sizes, (1, 3), fleet, {"test": fleet})
+    order = {seeds: sorted(each, key=lambda row: (row["seed"], row["k"]))
              for seeds, each in rows.items()}
-    assert order[3, 7] == order[7, 3]
-    assert order[(3,)] == [row for row in order[7, 3] if row["seed"] == 3]
-    assert [row["seed"] for row in rows[7, 3]] == [7, 3] * 4
+    for one, other in ((order[3, 7], order[7, 3]),
+                       (order[(3,)], [row for row in order[7, 3] if row["seed"] == 3])):
+        assert [row | {"loss": 0} for row in one] == [row | {"loss": 0} for row in other]
+    assert [(row["seed"], row["k"]) for row in rows[7, 3]] == [(7, 1), (3, 1), (7, 3), (3, 3)]
     np.testing.assert_allclose(found[7, 3].loss[::-1], found[3, 7].loss, rtol=1e-6)
     assert found[(3,)].loss[0] == pytest.approx(found[7, 3].loss[1], rel=1e-6)
     assert found[7, 3].loss[0] != pytest.approx(found[7, 3].loss[1], rel=1e-3)
@@ -191,18 +215,32 @@ def test_a_run_is_named_by_its_seed() -> None:
 
 def test_the_own_rate_is_the_best_on_validation_classes() -> None:
     fleet, model = fleet_of(), model_of(Arm("MAML"), SETTING, SIZES)
-    sizes, params = replace(SIZES, factors=(1e-4, 2.0)), start(fleet, model)
-    rates, valid = images.best_rates(fleet, model, sizes, params, (0, 5))
+    sizes, found = replace(SIZES, factors=(1e-4, 2.0)), trained(Arm("untrained"))
+    rates, valid = images.best_rates(fleet, model, sizes, found.params, (0, 5))
     assert rates[:, 1].tolist() == pytest.approx([0.2, 0.2])  # the smaller one moves nothing
     assert (valid[:, 1] > valid[:, 0] + 0.1).all()
-    rows = images.test_rows(fleet, model, sizes, params, (0, 5), rates)
-    assert len(rows) == 2 * 2 * 2
-    assert {(row["rate"], row["step"]) for row in rows if row["k"] == 5} == {
-        ("training", 0.1), ("own", 0.2)}
-    at = scores(fleet.at(torch.tensor([0.2, 0.2])), model, params, BUDGET, [5]).accuracy[..., 0]
-    (row,) = (r for r in rows if (r["seed"], r["k"], r["rate"]) == (3, 5, "own"))
-    assert (row["accuracy"], row["error"]) == pytest.approx(
-        (at[1].mean(), at[1].std(ddof=1) / 40**0.5), rel=1e-5)
+    rows = images.scored(found, model, sizes, (0, 5), fleet, {"test": fleet})
+    assert len(rows) == 2 * 2
+    assert {row["step"] for row in rows if row["k"] == 5} == {0.2}
+    at = images.accuracies(fleet.at(torch.tensor([0.2, 0.2])), model, found.params, BUDGET,
+                           [5])[..., 0]
+    (row,) = (r for r in rows if (r["seed"], r["k"]) == (3, 5))
+    assert (row["accuracy"], row["error"], row["valid"]) == pytest.approx(
+        (at[1].mean(), at[1].std(ddof=1) / 40**0.5, valid[1, 1]), rel=1e-5)
+
+
+def test_a_run_that_is_lost_takes_no_other_with_it() -> None:
+    asked = []
+
+    def rows(seeds):
+        asked.append(tuple(seeds))
+        if 2 in seeds:
+            raise Diverged(3, "the objective")
+        return [{"seed": seed, "accuracy": 0.9} for seed in seeds]
+
+    found = images.unless_lost(rows, range(1, 4), lambda seed: images.lost(seed, ["hard"], [1], 5))
+    assert asked == [(1, 2, 3), (1,), (2,), (3,)]
+    assert [(row["seed"], row["accuracy"]) for row in found] == [(1, 0.9), (2, 0.2), (3, 0.9)]
 
 
 def test_an_interrupted_training_ends_alike(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from companion.experiments import landscape_images as landscape
 from companion.experiments.images import Sizes
+from companion.experiments.landscape_images import Trial
 from companion.fleets import Budget
 from companion.records import Record
 from companion.tasks.episodes import Setting
@@ -14,9 +15,13 @@ from companion.tasks.episodes import Setting
 BUDGET = Budget(steps=2, tasks=3, rate=0.01, test_tasks=4, rule_share=0.1, batch=4)
 TINY = landscape.Config(
     {"made": Setting("made", 3, 2, 0.1, queries=4, within=True)},
-    Sizes(filters=4, blocks=1, inner=1, valid_episodes=4, budget=BUDGET), packed=1, longer=3,
-    seeds=2, ks=(1, 2))
-POINT = {"source": "made", "method": "MAML", "inner": 1, "trained": "packed", "fraction": 0.5}
+    Sizes(filters=4, blocks=1, factors=(1.0,), valid_episodes=4, budget=BUDGET),
+    {"MAML": Trial("MAML", 1, (0.1,), (0.0, 0.5, 1.0)),
+     "MAML, 3 steps": Trial("MAML", 3, (0.1, 0.2), (0.5,)),
+     "NAL-global": Trial("NAL-global", 0, (0.1,), (0.0, 0.5, 1.0)),
+     "untrained": Trial("untrained", 0, (0.1,), ())}, packed=1, seeds=2, ks=(1, 2))
+POINT = {"source": "made", "arm": "MAML", "alpha": 0.1, "trained": "packed", "fraction": 0.5}
+TEST = ("environment", "episodes", "k")
 
 
 @pytest.fixture(autouse=True)
@@ -30,53 +35,72 @@ def environments(point: dict) -> tuple[str, ...]:
     return (point["trained"],) if point["trained"] in known else known
 
 
+def test_points_are_one_an_arm_rate_environment_and_fraction() -> None:
+    found = [tuple(point.values())[1:] for point in landscape.points(TINY)]
+    assert found == [
+        *(("MAML", 0.1, *each) for each in (("easy", 0.0), ("packed", 0.5), ("spread", 0.5),
+                                            ("packed", 1.0), ("spread", 1.0))),
+        *(("MAML, 3 steps", rate, *each) for rate in (0.1, 0.2)
+          for each in (("packed", 0.5), ("spread", 0.5))),
+        *(("NAL-global", 0.1, *each) for each in (("easy", 0.0), ("packed", 0.5), ("spread", 0.5),
+                                                  ("packed", 1.0), ("spread", 1.0))),
+        ("untrained", 0.1, "nothing", 0.0)]
+
+
 def test_rows_are_of_the_environment_that_they_were_trained_in() -> None:
-    tables = [landscape.measure(TINY, point, "cpu") for point in landscape.points(TINY)
-              if point["fraction"] != 1]
-    for rows, point in zip(tables, (p for p in landscape.points(TINY) if p["fraction"] != 1),
-                           strict=True):
-        assert {tuple(row[name] for name in landscape.TEST) for row in rows} == {
-            (environment, episodes, k, rate) for environment in environments(point)
-            for episodes in ("easy", "hard") for k in (1, 2) for rate in ("training", "own")}
-        assert all(row[name] == point[name] for row in rows for name in landscape.ARM)
-        assert len(rows) == 2 * 8 * len(environments(point))
-        assert all((row["loss"] is None) == (point["method"] == "untrained") for row in rows)
+    points = [point for point in landscape.points(TINY) if point["fraction"] != 1]
+    tables = [landscape.measure(TINY, point, "cpu") for point in points]
+    for rows, point in zip(tables, points, strict=True):
+        assert {tuple(row[name] for name in TEST) for row in rows} == {
+            (environment, episodes, k) for environment in environments(point)
+            for episodes in ("easy", "hard") for k in (1, 2)}
+        assert all(row[name] == point[name] for row in rows for name in landscape.POINT)
+        assert len(rows) == 2 * 4 * len(environments(point))
+        assert all((row["loss"] is None) == (point["arm"] == "untrained") for row in rows)
     assert len({tuple(row) for rows in tables for row in rows}) == 1
 
 
-def test_losses_and_rows_are_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows(*seeds: int) -> list[dict]:
-        monkeypatch.setattr(landscape, "range", lambda count: seeds, raising=False)
-        return landscape.measure(TINY, POINT, "cpu")
-
-    both, alone = rows(7, 3), rows(3)
-    assert {row["seed"] for row in both} == {3, 7}
+def test_losses_and_rows_are_of_their_seeds() -> None:
+    both, alone = (landscape.measure(replace(TINY, first=first, seeds=seeds), POINT, "cpu")
+                   for first, seeds in ((2, 2), (3, 1)))
+    assert {row["seed"] for row in both} == {2, 3}
     assert len({row["loss"] for row in both}) == 2
     for row, same in zip((row for row in both if row["seed"] == 3), alone, strict=True):
         assert row["loss"] == pytest.approx(same["loss"], rel=1e-5)
         assert row == same | {"loss": row["loss"]}
 
 
+def test_every_arm_is_tested_at_the_same_rates() -> None:
+    config = replace(TINY, sizes=replace(TINY.sizes, factors=(0.5, 2.0)))
+    for point in landscape.points(config):
+        assert {row["step"] for row in landscape.measure(config, point, "cpu")} <= {0.05, 0.2}
+
+
 def test_a_fleet_that_diverges_is_lost() -> None:
-    wild = replace(TINY, settings={"made": replace(TINY.settings["made"], alpha=1e30)})
-    rows, usual = (landscape.measure(config, POINT, "cpu") for config in (wild, TINY))
-    assert all((row["accuracy"], row["loss"]) == (0.0, None) for row in rows)
-    names = (*landscape.ARM, *landscape.TEST, "seed")
-    assert [[row[name] for name in names] for row in rows] == [
-        [row[name] for name in names] for row in usual]
+    wild = POINT | {"alpha": 1e30}
+    rows, usual = (landscape.measure(TINY, point, "cpu") for point in (wild, POINT))
+    assert all((row["accuracy"], row["loss"]) == (1 / 3, None) for row in rows)
+    names = (*TEST, "seed")
+    assert {tuple(row[name] for name in names) for row in rows} == {
+        tuple(row[name] for name in names) for row in usual}
     assert list(rows[0]) == list(usual[0])
 
 
 @pytest.fixture
 def table() -> pd.DataFrame:
     """All accuracies alike, of three seeds."""
+    config = replace(TINY, trials=TINY.trials | {
+        "MAML, 3 steps": replace_alphas(TINY.trials["MAML, 3 steps"])})
     return pd.DataFrame([
-        {**point, "environment": environment, "episodes": episodes, "loss": 1.0, "seed": seed,
-         "k": k, "rate": rate, "step": 0.1, "accuracy": 0.5 + 0.1 * (rate == "training"),
-         "error": 0.01}
-        for point in landscape.points(TINY) for environment in environments(point)
-        for episodes in ("easy", "hard") for k in (1, 2) for rate in ("training", "own")
-        for seed in range(3)])
+        {**point, "environment": environment, "episodes": episodes, "loss": 1.0, "valid": 0.5,
+         "seed": seed, "k": k, "step": 0.1, "accuracy": 0.5, "error": 0.01}
+        for point in landscape.points(config) for environment in environments(point)
+        for episodes in ("easy", "hard") for k in (1, 2) for seed in range(3)])
+
+
+def replace_alphas(trial: Trial) -> Trial:
+    """The trial at its first rate alone, as in a full run."""
+    return trial._replace(alphas=trial.alphas[:1])
 
 
 def words(table: pd.DataFrame) -> tuple[str, str]:
@@ -85,9 +109,9 @@ def words(table: pd.DataFrame) -> tuple[str, str]:
 
 
 def test_l5_and_l6_flip(table: pd.DataFrame) -> None:
-    mine = ((table["method"] == "MAML") & (table["episodes"] == "hard") & (table["inner"] == 1)
-            & (table["rate"] == "own"))
-    packed, once = table["environment"] == "packed", table["k"] == 1
+    adaptive = table["arm"].str.startswith("MAML") & (table["episodes"] == "hard")
+    mine, once = adaptive & (table["arm"] == "MAML"), table["k"] == 1
+    packed = (table["environment"] == "packed") & (table["fraction"] == 0.5)
     lift, rise = 0.1 + 0.01 * table["seed"], (0.2 + 0.01 * table["seed"]) * table["fraction"]
 
     def moved(where, by) -> pd.DataFrame:
@@ -95,26 +119,32 @@ def test_l5_and_l6_flip(table: pd.DataFrame) -> None:
 
     none, yes, no = "inconclusive", "supported", "contradicted"
     noise = 0.01 * (table["seed"] - 1)
-    assert words(moved(mine & packed, noise)) == (none, none)
-    assert words(moved(mine & packed, lift)) == (yes, none)
-    assert words(moved(mine & packed, -lift)) == (no, none)
-    assert words(moved(mine & packed, lift - 2 * lift * once)) == ("mixed", none)
+    assert words(moved(adaptive & packed, noise)) == (none, none)
+    assert words(moved(adaptive & packed, lift))[0] == yes
+    assert words(moved(mine & packed, lift))[0] == none  # trained for longer it does not show
+    assert words(moved(adaptive & packed, -lift))[0] == no
+    assert words(moved(adaptive & packed, lift - 2 * lift * once))[0] == "mixed"
     assert words(moved(mine, rise)) == (none, yes)
     assert words(moved(mine, -rise)) == (none, no)
     assert words(moved(mine, rise - 2 * rise * once)) == (none, "mixed")
     assert words(moved(mine & once, rise)) == (none, none)
-    assert words(moved(~mine & packed, lift))[1] == none
+    assert words(moved(~adaptive & packed, lift))[1] == none
 
 
 def test_numbers_of_made_tables(table: pd.DataFrame) -> None:
-    mine = (table["method"] == "MAML") & (table["rate"] == "own") & (table["inner"] == 1)
+    mine = table["arm"] == "MAML"
     packed = mine & (table["environment"] == "packed")
-    better = table.assign(accuracy=table["accuracy"] + (0.1 + 0.01 * table["seed"]) * packed)
+    hard = table["episodes"] == "hard"
+    better = table.assign(accuracy=table["accuracy"] + (0.1 + 0.01 * table["seed"])
+                          * packed * (1 + hard))
     found = landscape.differences(better, 0.5)
-    assert found["value"].tolist() == pytest.approx([0.11, 0.11])
-    assert found["k"].tolist() == [1, 2]
-    rising = table.assign(accuracy=table["accuracy"] + 0.2 * table["fraction"] * mine
-                          + 0.01 * table["seed"] * table["fraction"] * mine)
+    assert found["value"].tolist() == pytest.approx([0.22, 0.22, 0, 0])
+    assert list(zip(found["arm"], found["k"], strict=True)) == [
+        (arm, k) for arm in ("MAML", "MAML, 3 steps") for k in (1, 2)]
+    assert landscape.differences(better, 0.5, "easy")["value"].tolist() == pytest.approx(
+        [0.11, 0.11, 0, 0])
+    rising = table.assign(accuracy=table["accuracy"] + 0.2 * table["fraction"] * mine * hard
+                          + 0.01 * table["seed"] * table["fraction"] * mine * hard)
     assert landscape.slopes(rising)["value"].tolist() == pytest.approx([0.21] * 4)
     by_nal = landscape.slopes(rising, "NAL-global")
     assert by_nal["value"].tolist() == pytest.approx([0.0] * 4, abs=1e-12)

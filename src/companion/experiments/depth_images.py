@@ -22,7 +22,6 @@ MODELS = {  # what adapts -> the rule, and how many linear layers are added
 RATES = ("learned rate", "per-step rates", "Meta-SGD")
 COLLAPSED = "LinNet, collapsed"
 ARM = ["source", "blocks", "method", "model", "alpha"]
-_ALPHAS = (0.1, 0.4, 1.6)
 _CHOSEN = {  # by the pilot: the rate of highest mean accuracy on validation classes after one step
     "4 MAML plain": (0.1,), "4 MAML learned rate": (0.1,), "4 MAML per-step rates": (0.1,),
     "4 MAML LinNet": (0.4,), "4 MAML Meta-SGD": (0.1,), "4 MAML Meta-Curvature": (0.1,),
@@ -65,7 +64,7 @@ PROFILES = {
     "pilot": Config(
         sizes=Sizes(factors=(1 / 4, 1, 4), valid_episodes=60,
                     budget=replace(Sizes().budget, steps=250, test_tasks=100)),
-        alphas={f"{blocks} {method} {model}": _ALPHAS for blocks in (1, 2, 3, 4)
+        alphas={f"{blocks} {method} {model}": (0.1, 0.4, 1.6) for blocks in (1, 2, 3, 4)
                 for method in ("MAML", "ANIL", "BOIL") for model in MODELS},
         ks=(1, 10), seeds=3, first=1000),
     "full": Config(alphas=_CHOSEN),
