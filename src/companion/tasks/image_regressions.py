@@ -113,16 +113,17 @@ def draw_pairs(group: NDArray[np.int64], rng: np.random.Generator, hard: str,
                count: int) -> NDArray[np.int64]:
     """``count`` pairs of different classes [pair, 2], the smaller number first, ``group`` [class]:
     of one group that is drawn first ("one group"), of a group drawn for every pair ("all groups"),
-    one pair of one group, ``count`` times ("one pair"), or from anywhere ("none"). ValueError: an
-    unknown kind, or no group of two classes."""
+    one pair of one group, ``count`` times ("one pair"), or from anywhere ("none"). Only groups of
+    three classes or more serve, whose pairs are several. ValueError: an unknown kind, or no such
+    group."""
     require(hard in (*HARD, "none"), "hard", f"be one of {', '.join(HARD)}, none", repr(hard),
             "see draw_pairs")
     names, sizes = np.unique(group, return_counts=True)
-    require(hard == "none" or sizes.max() > 1, "group", "have two classes", "one class each",
-            "hard pairs need a group of two classes")
+    require(hard == "none" or sizes.max() > 2, "group", "have three classes somewhere",
+            f"{sizes.max()} at most", "take another source")
     fits = np.ones((1, len(group)), dtype=bool)
     if hard != "none":
-        own = rng.choice(names[sizes > 1], count if hard == "all groups" else 1)
+        own = rng.choice(names[sizes > 2], count if hard == "all groups" else 1)
         fits = own[:, None] == group
     drawn = [np.sort(rng.choice(np.flatnonzero(fits[i % len(fits)]), 2, replace=False))
              for i in range(1 if hard == "one pair" else count)]
