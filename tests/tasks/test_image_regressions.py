@@ -122,6 +122,16 @@ def test_drawn_tasks_are_half_hard_with_the_labels_asked_for(images: Pool) -> No
     assert np.abs(sigmas).max() < 4.5
 
 
+def test_a_balance_is_the_mean_of_the_orders_of_a_pair_s_episodes(images: Pool) -> None:
+    space = ir.moments(images, "components", 5)
+    tasks, balances = ir.draw(space, stream(0, "tests/draw"), "all groups", pairs=8, episodes=30)
+    counts = 30 * tasks.weights
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
+    assert len(set(counts.round())) > 2
+    ups = counts * (1 + balances["permuted"]) / 2
+    np.testing.assert_allclose(ups, ups.round(), atol=1e-9)
+
+
 @pytest.mark.parametrize("support", [4, math.inf])
 def test_the_comparison_is_that_of_all_orders_as_tasks(images: Pool, support: float) -> None:
     """Against the theory on twice as many tasks, one for each order of the labels."""
