@@ -54,19 +54,27 @@ def test_rows_obey_the_theory(space: None, hard: str) -> None:
 
 
 def test_best_steps_are_each_method_s(space: None) -> None:
-    """With one step in the grid there is no choice, and no step of a longer grid is better."""
-    point = {"source": "made", "features": "pooled pixels", "hard": "one pair"}
-    long = pd.DataFrame(image_tasks.measure(SMALL, point, "cpu"))
-    for method in ("nal", "maml"):
-        single = [pd.DataFrame(image_tasks.measure(replace(SMALL, rates=(rate,)), point, "cpu"))
-                  for rate in SMALL.rates]
-        every = np.stack([table[method] for table in single])
-        np.testing.assert_allclose(long[method], every.min(0))
-        np.testing.assert_array_equal(long[f"rate_{method}"],
-                                      np.array(SMALL.rates)[every.argmin(0)])
-        np.testing.assert_allclose(
-            long[f"{method}_hard"], np.stack([table[f"{method}_hard"] for table in single])[
-                every.argmin(0), range(len(long))])
+    """Against every step of the grid measured alone, where there is no choice."""
+    point = {"source": "made", "features": "components", "hard": "one pair"}
+    config = replace(SMALL, rates=tuple(np.geomspace(0.5, 8, 8).round(4).tolist()))
+    table = pd.DataFrame(image_tasks.measure(config, point, "cpu"))
+    single = [pd.DataFrame(image_tasks.measure(replace(config, rates=(rate,)), point, "cpu"))
+              for rate in config.rates]
+    rows = np.arange(len(table))
+    best = {method: np.stack([each[method] for each in single]).argmin(0)
+            for method in ("nal", "maml")}
+    assert (best["nal"] != best["maml"]).any()
+    for column, method in (("nal", "nal"), ("maml", "maml"), ("nal_hard", "nal"),
+                           ("maml_hard", "maml"), ("h", "maml"), ("left_easy", "maml"),
+                           ("left_hard", "maml")):
+        alone = np.stack([each[column] for each in single])
+        np.testing.assert_array_equal(table[column], alone[best[method], rows])
+    for method, place in best.items():
+        np.testing.assert_array_equal(table[f"rate_{method}"], np.array(config.rates)[place])
+    nal = np.stack([each["nal"] for each in single])
+    np.testing.assert_array_equal(table["nal_shared"], nal[best["maml"], rows])
+    slacks = np.stack([each["slack"] for each in single])
+    np.testing.assert_array_equal(table["slack"], slacks.min(0))
 
 
 @pytest.fixture
