@@ -43,6 +43,7 @@ def _loaded(source: str) -> sources.Source:
     return sources.load(source)
 
 
+@lru_cache(maxsize=64)
 def components(source: str, seed: int, *, classes: int, drawings: int, variants: int,
                dim: int) -> torch.Tensor:
     """Images of the seed's classes, [class, 2 * drawings * variants, dim]: of every class first the
@@ -70,7 +71,8 @@ def components(source: str, seed: int, *, classes: int, drawings: int, variants:
     _, sizes, axes = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
     rank = int((sizes > 1e-9 * sizes[0]).sum())
     require(dim <= rank, "dim", f"be at most {rank}, which the pixels span", dim, "take fewer")
-    scaled = (pixels - pixels.mean(0)) @ axes[:dim].mT / sizes[:dim] * len(pixels) ** 0.5
+    scores = (pixels - pixels.mean(0)) @ axes[:dim].mT
+    scaled: torch.Tensor = scores / sizes[:dim] * len(pixels) ** 0.5
     return scaled.reshape(classes, count * variants, dim)
 
 
@@ -113,8 +115,9 @@ def landscape(images: torch.Tensor, *, far: bool, contrast: float, permuted_easy
 def shapes(classes: int, images: int, tasks: int) -> dict[str, tuple[int, ...]]:
     """The normals that a batch of tasks is made from, for :func:`companion.streams.normals`;
     ``images`` of a class to choose from."""
-    return {"group": (tasks,), "order": (tasks, classes, images)} | {
-        name: (tasks, classes) for name in ("chosen", "here", "there")}
+    each = (tasks, classes)
+    return {"group": (tasks,), "order": (*each, images), "chosen": each, "here": each,
+            "there": each}
 
 
 def labels(of: Landscape,
@@ -152,7 +155,7 @@ def controlled_fleet(source: str, settings: Sequence[Mapping[str, Any]], seeds: 
     ``shots`` and ``queries`` than images.
     """
     half = drawings * variants
-    require(1 <= shots and 1 <= queries and shots + queries <= half, "shots, queries",
+    require(min(shots, queries) >= 1 and shots + queries <= half, "shots, queries",
             f"be 1 or more, together at most {half}", (shots, queries),
             "support and query are different images")
     shared = {seed: components(source, seed, classes=classes, drawings=drawings,
