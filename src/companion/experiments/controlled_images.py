@@ -64,8 +64,7 @@ def network(name: str, dim: int) -> Net:
 def points(config: Config) -> list[Point]:
     """A fleet of every landscape and seed for every network, contrast and share of hard tasks."""
     return [{"net": net, "contrast": contrast, "fraction": fraction} for net in config.alphas
-            for contrast in config.contrasts
-            for fraction in (HALF, *config.fractions)
+            for contrast in config.contrasts for fraction in (HALF, *config.fractions)
             if fraction == HALF or contrast == min(config.contrasts)]
 
 
