@@ -51,7 +51,7 @@ def test_both_halves_are_of_other_drawings(monkeypatch: pytest.MonkeyPatch, sour
 
 
 def test_variants_differ_a_little(source: Source) -> None:
-    smooth = torch.linspace(0, 1, 28, dtype=torch.float64).outer(torch.ones(28).double())[None, None]
+    smooth = torch.linspace(0, 1, 28, dtype=torch.float64).expand(1, 1, 28, 28).mT
     varied = controlled._varied(smooth, 200, torch_stream(0, "tests"))
     inner = varied[:, 0, 10:18, 10:18] - smooth[0, 0, 10:18, 10:18]
     assert len(varied.unique(dim=0)) == 200
