@@ -8,7 +8,6 @@ steps can be afforded.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import time
@@ -30,7 +29,7 @@ def size(device: str) -> tuple[int, int]:
     return (config.seeds, config.sizes.budget.tasks) if device == "cuda" else (1, 1)
 
 
-def prepared(source: str, blocks: int, method: str, name: str,
+def prepared(source: str, blocks: int, method: str, name: str, alpha: float,
              device: str) -> tuple[Callable[[], Any], dict[str, int]]:
     """The step of a fleet of the full profile on random images, and how many numbers its model and
     rule have."""
@@ -55,14 +54,17 @@ def prepared(source: str, blocks: int, method: str, name: str,
     tasks = tree_map(lambda leaf: leaf.unflatten(0, (runs, batch)).to(device),
                      sample(pool, rng, episodes=runs * batch, ways=setting.ways,
                             shots=setting.shots, queries=setting.queries))
-    alpha = torch.full((runs,), setting.alpha, device=device)
-    fleet = Fleet("few_shot", tuple(range(runs)), (), alpha, lambda *_: lambda step: tasks,
+    rates = torch.full((runs,), alpha, device=device)
+    fleet = Fleet("few_shot", tuple(range(runs)), (), rates, lambda *_: lambda step: tasks,
                   lambda task: task, cross_entropy, chunk=1 if device == "cpu" else None)
-    net = nets.cnn(shape, sizes.filters, blocks, setting.ways, linear_layers=layers)
-    adapted = nets.head_names(net.init(rng)) if method == "ANIL" else None
-    model = fleets.Model(net, rule=rule, steps=sizes.inner, adapted=adapted)
+    net = nets.cnn(shape, sizes.filters, blocks, setting.ways, linear_layers=layers,
+                   width=sizes.width, patches=device != "cpu")
+    names = tuple(net.init(rng))
+    top = nets.head_names(net.init(rng))
+    adapted = {"ANIL": top, "BOIL": tuple(name for name in names if name not in top)}
+    model = fleets.Model(net, rule=rule, steps=sizes.inner, adapted=adapted.get(method))
     params, gradient = fleets.start(fleet, model), fleets.gradient(fleet, model)
-    return lambda: gradient(params, tasks, alpha), counted(params)
+    return lambda: gradient(params, tasks, rates), counted(params)
 
 
 def main() -> None:
@@ -70,15 +72,15 @@ def main() -> None:
     import torch
 
     from bench import machine
-    from companion.experiments.depth_images import PROFILES
+    from companion.experiments.depth_images import ARM, PROFILES, points
 
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device, config = parser.parse_args().device, PROFILES["full"]
-    cases = {case: prepared(*case, device)
-             for case in itertools.product(config.settings, config.blocks, config.methods,
-                                           config.models)}
+    cases = {case: prepared(*case, device) for case in
+             (tuple(point[name] for name in ARM) for point in points(config))
+             if case[2] in config.deep}
 
     def seconds(step: Callable[[], Any]) -> float:
         started = time.perf_counter()
@@ -95,7 +97,7 @@ def main() -> None:
             taken[case].append(1e3 * seconds(step))
     rows = []
     for case, (_, numbers) in cases.items():
-        rows.append(dict(zip(("source", "blocks", "method", "model"), case, strict=True)) | numbers
+        rows.append(dict(zip(ARM, case, strict=True)) | numbers
                     | {"median_ms": statistics.median(taken[case]), "least_ms": min(taken[case])})
         print(rows[-1], flush=True)
     result = {"machine": machine(device), "rounds": ROUNDS,

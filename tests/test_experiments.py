@@ -16,10 +16,11 @@ from companion.experiments import EXPERIMENTS
 
 CHEAP = {  # the index of a point that takes seconds, with two seeds
     ("two_layer", "full"): 17}
+ON_GPU = ("landscape_images", "depth_images")  # their points take many minutes on a CPU
 OTHERS = {"transplant": ("arm", "other seed")}  # rows of which a seed needs the one after it
 RECORDED = [(name, profile) for name, experiment in EXPERIMENTS.items()
             for profile in experiment.profiles
-            if not name.endswith("_images")
+            if name not in ON_GPU
             or (records.folder(name, profile) / "provenance.json").exists()]
 
 

@@ -110,19 +110,18 @@ def gradient(fleet: Fleet, model: Model) -> training.Gradient:
 
 
 def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = None,
-          optimizer: training.Optimizer | None = None, **options: Any) -> Params:
+          optimizer: training.Optimizer | None = None, graph: bool = False,
+          **options: Any) -> Params:
     """Train a fleet on fresh tasks; the parameters [run, ...] in double precision.
 
-    ``begin`` replaces :func:`start`, ``optimizer`` Adam; ``options`` are those of
-    :func:`companion.training.train`.
+    ``begin`` replaces :func:`start`, ``optimizer`` Adam; ``graph`` replays the gradient as a CUDA
+    graph; ``options`` are those of :func:`companion.training.train`.
     """
     low = fleet.to(fleet.training_dtype)
     begin = start(low, model) if begin is None else begin
     slopes = gradient(low, model)
-    if low.alpha.device.type == "cuda":
-        slopes = training.captured(slopes)
     params = training.train(
-        slopes, {name: value.to(low.alpha.dtype) for name, value in begin.items()},
+        training.captured(slopes) if graph else slopes, {name: value.to(low.alpha.dtype) for name, value in begin.items()},
         low.draw(low, "train", budget.tasks, budget.query), optimizer=optimizer or _adam(budget),
         steps=budget.steps, settings=(*low.settings, low.alpha), **options)
     return {name: value.double() for name, value in params.items()}

@@ -2,10 +2,12 @@
 
 from companion.experiment import Experiment
 from companion.experiments import (
+    controlled_images,
     depth_images,
     equal_hardness,
     finite_tasks,
     freezing,
+    image_tasks,
     ladder,
     landscape_images,
     learned_step,
@@ -20,9 +22,9 @@ from companion.experiments import (
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (linear, race, equal_hardness, finite_tasks, two_layer, landscape_images, shallow,
-                   learned_step, ladder, linear_layers, rules, freezing, transplant,
-                   depth_images)}
+    for module in (linear, race, equal_hardness, finite_tasks, two_layer, image_tasks,
+                   controlled_images, landscape_images, shallow, learned_step, ladder,
+                   linear_layers, rules, freezing, transplant, depth_images)}
 
 
 def get(name: str) -> Experiment:

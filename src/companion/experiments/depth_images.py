@@ -56,9 +56,9 @@ class Config:
 PROFILES = {
     "quick": Config(
         {"glyphs": Setting("glyphs", 5, 1, 0.4)},
-        Sizes(filters=8, blocks=2, valid_episodes=25,
-              budget=Budget(steps=150, tasks=4, rate=0.01, test_tasks=50, rule_share=0.1,
-                            batch=25)),
+        Sizes(filters=8, blocks=3, width=8, factors=(1 / 4, 1), valid_episodes=20,
+              budget=Budget(steps=150, tasks=4, rate=0.01, test_tasks=40, rule_share=0.1,
+                            batch=20)),
         {"MAML": ("plain", "learned rate", "per-step rates", "LinNet", "KFO"),
          "ANIL": ("LinNet",), "BOIL": ("LinNet",)}, fewer=(1,), ks=(1, 10), seeds=2),
     "pilot": Config(

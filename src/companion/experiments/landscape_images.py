@@ -62,8 +62,8 @@ _LARGE = Budget(steps=4_000, tasks=16, rate=0.001, test_tasks=500, batch=50)
 PROFILES = {
     "quick": Config(
         {"glyphs": Setting("glyphs", 5, 1, 0.4, within=True)},
-        Sizes(filters=8, blocks=2, valid_episodes=25,
-              budget=Budget(steps=150, tasks=4, rate=0.01, test_tasks=25, batch=25)),
+        Sizes(filters=8, blocks=3, factors=(1 / 4, 1), valid_episodes=20,
+              budget=Budget(steps=150, tasks=4, rate=0.01, test_tasks=20, batch=20)),
         {"MAML": Trial("MAML", 1, (0.4,), (0.0, 0.5, 1.0)),
          "MAML, 3 steps": Trial("MAML", 3, (0.4,), (0.5,)),
          "NAL-global": Trial("NAL-global", 0, (0.4,), (0.0, 0.5, 1.0)),
