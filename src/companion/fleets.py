@@ -10,7 +10,7 @@ import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from companion import training
+from companion import compiling, training
 from companion.adaptation import Loss
 from companion.checks import Array
 from companion.losses import accuracy
@@ -89,17 +89,19 @@ def objective(fleet: Fleet, model: Model) -> training.Objective:
         *family, alpha = settings
         task = fleet.make(drawn, *family)
         if model.method == "nal":
-            return loss(params, task.query) if fleet.population else nal(loss)(params, task)
+            return (compiling.value(loss, params, task.query) if fleet.population else
+                    nal(loss)(params, task))
         return learned(loss, steps=model.steps, rule=model.rule_at(alpha),
                        rule_alpha=model.rule_alpha, adapted=model.adapted)(params, task)
 
     return value
 
 
-def gradient(fleet: Fleet, model: Model) -> training.Gradient:
-    """Its meta-gradient: ``(params, drawn, *settings, alpha)`` -> gradients, values."""
+def gradient(fleet: Fleet, model: Model, *, compiled: bool = False) -> training.Gradient:
+    """Its meta-gradient: ``(params, drawn, *settings, alpha)`` -> gradients, values; ``compiled``
+    as in :func:`companion.training.fleet_gradient`."""
     return training.fleet_gradient(objective(fleet, model), chunk_size=fleet.chunk,
-                                   task_chunk=fleet.chunk)
+                                   task_chunk=fleet.chunk, compiled=compiled)
 
 
 def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = None,
