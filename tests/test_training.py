@@ -216,12 +216,14 @@ def test_without_a_compiler_the_plain_function_is_used(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", broken)
     params, draw, alpha = fleet([0, 1])
-    fast = fleet_gradient(objective, compiled=True)
-    expected, _ = fleet_gradient(objective)(params, draw(0), alpha)
-    for _ in range(2):
-        found, _ = fast(params, draw(0), alpha)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert len(tries) == 1
+    for chunks, functions in ((dict(), 1), (dict(chunk_size=1, task_chunk=1), 2)):
+        tries.clear()
+        fast = fleet_gradient(objective, compiled=True, **chunks)
+        expected, _ = fleet_gradient(objective, **chunks)(params, draw(0), alpha)
+        for _ in range(2):
+            found, _ = fast(params, draw(0), alpha)
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert len(tries) == functions
 
 
 class Stopped(Exception):
