@@ -23,6 +23,21 @@ BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmar
 CHECK, TIMED = 1e-5, 1e-4  # greatest difference of two meta-gradients, relative to their size
 
 
+def equal_threads(count: int) -> None:
+    """Give every contestant as many threads: to be called before torch and JAX are imported.
+
+    XLA takes its pool's size from NPROC, OpenMP and torch theirs from OMP_NUM_THREADS; where the
+    system can, the process is kept to as many cores.
+    """
+    os.environ |= {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count),
+                   "NPROC": str(count)}
+    if count == 1:
+        os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
+                                   + " --xla_cpu_multi_thread_eigen=false")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
 def differ(a: dict[str, Any], b: dict[str, Any]) -> float:
     """|a - b| / |b| over the runs that both have."""
     import numpy as np
@@ -134,7 +149,7 @@ def machine(device: str) -> dict[str, Any]:
                     if "model name" in line),
                    cpu)
     names = ("torch", "higher", "torchopt", "jax", "jaxlib", "numpy")
-    return {"cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
             "python": platform.python_version(), "commit": commit(),
             "versions": {name: metadata.version(name) for name in names},
@@ -160,7 +175,10 @@ def render(results: Path = RESULTS) -> str:
         best = min(row["median_us"] for name, row in rows.items() if name.startswith("companion"))
         where = (result["machine"]["gpu"]
                  or f"{result['machine']['cpu']}, {result['machine']['cores']} cores")
-        lines += [f"**{result['title']}** ({where}; {result['machine']['date']}):", "",
+        # older results name torch's
+        threads = result["machine"].get("threads", result["machine"].get("torch_threads"))
+        lines += [f"**{result['title']}** ({where}; threads of each: {threads}; "
+                  f"{result['machine']['date']}):", "",
                   "| | ms per run | ratio | first call, s |", "| --- | --- | --- | --- |"]
         for name, row in rows.items():
             low, mid, high = (
@@ -189,8 +207,10 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only check that all compute the same")
     parser.add_argument("--only", help="the name of one work")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every contestant")
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each contestant")
     arguments = parser.parse_args()
+    equal_threads(arguments.threads)
     if arguments.check:
         check()
         return

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch.func import grad
 
 from companion import nets, streams, training
 from companion.errors import Diverged
-from companion.losses import squared_error
-from companion.meta_optimizers import Params, sgd
-from companion.objectives import maml, nal
+from companion.losses import cross_entropy, squared_error
+from companion.meta_optimizers import Params, kfo, per_step_rates, sgd
+from companion.objectives import anil, first_order_maml, joined, learned, maml, nal
 from companion.records import RecordError
 from companion.tasks import Task
 from companion.tasks.regressions import LinearFamily
@@ -133,6 +134,58 @@ def test_compiled_gives_the_same(failures: list[Exception]) -> None:
     assert failures == []
 
 
+IMAGES = nets.cnn((1, 4, 4), 2, 1, 3)
+LOSS = cross_entropy(IMAGES.apply)
+HEAD = ("head.weight", "head.bias")
+
+
+def episodes() -> tuple[Params, Task]:
+    """A convolutional network, and one run of two tasks."""
+    rng = streams.torch_stream(3, "tests/episodes")
+    x = torch.randn(1, 2, 15, 1, 4, 4, generator=rng, dtype=F64)
+    y = (torch.arange(15) % 3).expand(1, 2, 15)
+    return IMAGES.init(rng, dtype=F64), Task((x[:, :, :6], y[:, :, :6]), (x[:, :, 6:], y[:, :, 6:]))
+
+
+OF_IMAGES = {
+    "NAL": nal(LOSS),
+    "MAML, 1 step": maml(LOSS, steps=1, update=sgd(0.3)),
+    "MAML, 3 steps": maml(LOSS, steps=3, update=sgd(0.3)),
+    "first order": first_order_maml(LOSS, steps=3, update=sgd(0.3)),
+    "ANIL": anil(LOSS, steps=3, update=sgd(0.3), adapted=HEAD),
+    "KFO": learned(LOSS, steps=3, rule=kfo(0.3)),
+    "KFO of the head": learned(LOSS, steps=3, rule=kfo(0.3), adapted=HEAD),
+    "KFO that adapts": learned(LOSS, steps=3, rule=kfo(0.3), rule_alpha=0.1),
+    "per-step rates": learned(LOSS, steps=3, rule=per_step_rates(0.3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_compiled_losses_give_the_same(failures: list[Exception], monkeypatch: pytest.MonkeyPatch,
+                                       name: str) -> None:
+    """With plain kernels but for one, which takes those of the compiler; and each of the two graphs
+    is made once, whatever the number of steps."""
+    if name != "KFO":
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, tasks = episodes()
+    own = {key: model[key] for key in HEAD} if name == "KFO of the head" else model
+    rule = {"KFO": kfo(0.3), "per": per_step_rates(0.3, 3)}.get(name[:3])
+    params = joined(model, rule.init(own)) if rule else model
+    params = {key: (value + 0.1 * torch.sin(torch.arange(value.numel(), dtype=F64))
+                    .reshape(value.shape))[None] for key, value in params.items()}
+    expected, values = fleet_gradient(OF_IMAGES[name], task_chunk=1)(params, tasks)
+    torch._dynamo.utils.counters.clear()
+    fast = fleet_gradient(OF_IMAGES[name], task_chunk=1, compiled=True)
+    for _ in range(2):
+        found, same = fast(params, tasks)
+        torch.testing.assert_close(same, values, rtol=1e-10, atol=0)
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-12)
+    assert max(slope.abs().max() for slope in expected.values()) > 1e-2
+    assert failures == []
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if name == "NAL" else 2)
+
+
 def test_every_fleet_can_be_compiled(
     failures: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,12 +216,14 @@ def test_without_a_compiler_the_plain_function_is_used(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", broken)
     params, draw, alpha = fleet([0, 1])
-    fast = fleet_gradient(objective, compiled=True)
-    expected, _ = fleet_gradient(objective)(params, draw(0), alpha)
-    for _ in range(2):
-        found, _ = fast(params, draw(0), alpha)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert len(tries) == 1
+    for chunks, functions in ((dict(), 1), (dict(chunk_size=1, task_chunk=1), 2)):
+        tries.clear()
+        fast = fleet_gradient(objective, compiled=True, **chunks)
+        expected, _ = fleet_gradient(objective, **chunks)(params, draw(0), alpha)
+        for _ in range(2):
+            found, _ = fast(params, draw(0), alpha)
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert len(tries) == functions
 
 
 class Stopped(Exception):

@@ -7,9 +7,9 @@ import torch
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves
 
+from companion import compiling
+from companion.compiling import Loss as Loss
 from companion.meta_optimizers import Alpha, AnyUpdate, Params, as_inner
-
-Loss = Callable[[Params, Any], torch.Tensor]
 
 
 def check_devices(params: Params, batch: Any) -> None:
@@ -51,7 +51,7 @@ def after_steps(loss: Loss, params: Params, support: Any, *, steps: Sequence[int
     seen, state = {0: params}, inner.init(params)
     for step in range(1, max(counts, default=0) + 1):
         at = {name: value.detach() for name, value in params.items()} if first_order else params
-        updates, state = inner.update(grad(loss)(at, support), state, at)
+        updates, state = inner.update(compiling.slope(loss, at, support), state, at)
         params = _moved(params, updates)
         if step in counts:
             seen[step] = params
@@ -102,7 +102,7 @@ def adapt_with_rule(loss: Loss, params: Params, rule: Params, support: Any, *, s
 
     before: tuple[Params, Params] | None = None
     for _ in range(_count(steps, params, support)):
-        slope = grad(loss)(params, support)
+        slope = compiling.slope(loss, params, support)
         if before is not None:
             turn = grad(after)(rule, *before)
             rule = {name: value - rule_alpha * turn[name] for name, value in rule.items()}

@@ -11,7 +11,7 @@ import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from companion import training
+from companion import compiling, training
 from companion.adaptation import Loss
 from companion.checks import Array
 from companion.losses import accuracy
@@ -96,17 +96,19 @@ def objective(fleet: Fleet, model: Model) -> training.Objective:
         *family, alpha = settings
         task = fleet.make(drawn, *family)
         if model.method == "nal":
-            return loss(params, task.query) if fleet.population else nal(loss)(params, task)
+            return (compiling.value(loss, params, task.query) if fleet.population else
+                    nal(loss)(params, task))
         return learned(loss, steps=model.steps, rule=model.rule_at(alpha),
                        rule_alpha=model.rule_alpha, adapted=model.adapted)(params, task)
 
     return value
 
 
-def gradient(fleet: Fleet, model: Model) -> training.Gradient:
-    """Its meta-gradient: ``(params, drawn, *settings, alpha)`` -> gradients, values."""
+def gradient(fleet: Fleet, model: Model, *, compiled: bool = False) -> training.Gradient:
+    """Its meta-gradient: ``(params, drawn, *settings, alpha)`` -> gradients, values; ``compiled``
+    as in :func:`companion.training.fleet_gradient`."""
     return training.fleet_gradient(objective(fleet, model), chunk_size=fleet.chunk,
-                                   task_chunk=fleet.chunk)
+                                   task_chunk=fleet.chunk, compiled=compiled)
 
 
 def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = None,
@@ -119,9 +121,9 @@ def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = 
     """
     low = fleet.to(fleet.training_dtype)
     begin = start(low, model) if begin is None else begin
-    slopes = gradient(low, model)
+    slopes = compiling.captured(gradient(low, model)) if graph else gradient(low, model)
     params = training.train(
-        training.captured(slopes) if graph else slopes, {name: value.to(low.alpha.dtype) for name, value in begin.items()},
+        slopes, {name: value.to(low.alpha.dtype) for name, value in begin.items()},
         low.draw(low, "train", budget.tasks, budget.query), optimizer=optimizer or _adam(budget),
         steps=budget.steps, settings=(*low.settings, low.alpha), **options)
     return {name: value.double() for name, value in params.items()}

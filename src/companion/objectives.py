@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from companion import compiling
 from companion.adaptation import Loss, adapt, adapt_with_rule, after_steps, check_devices
 from companion.meta_optimizers import Alpha, AnyUpdate, Params, Rule
 from companion.tasks import Task
@@ -37,7 +38,7 @@ def nal(loss: Loss) -> Objective:
         return torch.cat([support, query])
 
     def objective(params: Params, task: Task) -> torch.Tensor:
-        return loss(params, tree_map(stacked, *_sides(params, task)))
+        return compiling.value(loss, params, tree_map(stacked, *_sides(params, task)))
 
     return objective
 
@@ -45,8 +46,8 @@ def nal(loss: Loss) -> Objective:
 def _adaptive(loss: Loss, steps: int, update: AnyUpdate, first_order: bool) -> Objective:
     def objective(params: Params, task: Task) -> torch.Tensor:
         support, query = _sides(params, task)
-        return loss(adapt(loss, params, support, steps=steps, update=update,
-                          first_order=first_order), query)
+        moved = adapt(loss, params, support, steps=steps, update=update, first_order=first_order)
+        return compiling.value(loss, moved, query)
 
     return objective
 
@@ -159,7 +160,8 @@ def learned(loss: Loss, *, steps: int, rule: Rule, rule_alpha: Alpha | None = No
         def part(some: Params, batch: Any) -> torch.Tensor:
             return loss(fixed | some, batch)
 
-        return part(adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
-                                    rule_alpha=rule_alpha), query)
+        moved = adapted_by_rule(part, joined(inner, own), support, steps=steps, rule=rule,
+                                rule_alpha=rule_alpha)
+        return compiling.value(part, moved, query)
 
     return objective

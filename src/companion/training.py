@@ -5,16 +5,14 @@ The leading axis of every tensor is the run (a seed at a setting), then comes th
 one. A single run needs no run axis: :func:`run_gradient`.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
-from types import FunctionType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from companion import checkpoints
+from companion import checkpoints, compiling
 from companion.checkpoints import Checkpoint
 from companion.checks import at_least, require
 from companion.errors import Diverged, OutOfMemory
@@ -40,8 +38,10 @@ def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
             same numbers.
         task_chunk: tasks of a run, likewise. For convolutions on a CPU 1 of each is fastest.
         compiled: use ``torch.compile``, which pays in long runs: its first call takes seconds for a
-            small network and minutes for several steps of a convolutional one. Where it is not
-            possible the plain function is used.
+            small network. Of a block of one task, as convolutions on a CPU want it, the losses are
+            compiled that the objectives of :mod:`companion.objectives` are made of: a minute or two
+            for a convolutional network, whatever the number of inner steps, and seconds where the
+            compiler's cache has them. Where it is not possible the plain function is used.
     """
     for name, size in (("chunk_size", chunk_size), ("task_chunk", task_chunk)):
         if size is not None:
@@ -52,12 +52,17 @@ def fleet_gradient(objective: Objective, *, chunk_size: int | None = None,
         each = vmap(grad_and_value(objective), in_dims=axes)(params, tasks, *settings)
         return tree_map(lambda leaf: leaf.sum(0), each)
 
-    def of_block(params: Params, tasks: Any, *settings: Any) -> Any:
-        if tree_leaves(tasks)[0].shape[:2] == (1, 1) and not torch.compiler.is_compiling():
-            return _of_one(objective, params, tasks, *settings)
+    def of_many(params: Params, tasks: Any, *settings: Any) -> Any:
         return vmap(of_run)(params, tasks, *settings)
 
-    block = _compiled(cast(FunctionType, of_block)) if compiled else of_block
+    many = compiling.compiled(of_many) if compiled else of_many
+    pieces = compiling.compiled_pieces() if compiled else compiling.PLAIN
+
+    def block(params: Params, tasks: Any, *settings: Any) -> Any:
+        if tree_leaves(tasks)[0].shape[:2] != (1, 1):
+            return many(params, tasks, *settings)
+        with compiling.using(pieces):
+            return _of_one(objective, params, tasks, *settings)
 
     def of_runs(params: Params, tasks: Any, *settings: Any) -> Any:
         parts = [block(params, some, *settings) for some in _pieces(tasks, 1, task_chunk)]
@@ -116,55 +121,6 @@ def _of_one(objective: Objective, params: Params, tasks: Any,
                                     materialize_grads=True)
     return ({name: slope[None] for name, slope in zip(leaves, found, strict=True)},
             value.detach()[None])
-
-
-def _compiled(plain: FunctionType) -> Gradient:
-    """``plain`` through ``torch.compile``, or itself where the compiler cannot be had."""
-    chosen: list[Gradient] = []
-
-    def first(*arguments: Any) -> Any:
-        if chosen:
-            return chosen[0](*arguments)
-        # torch counts recompilations by code object, which all fleets share, and gives up after
-        # eight: take a copy
-        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None,
-                           plain.__closure__)
-        fast = torch.compile(own, dynamic=False, fullgraph=True)
-        try:
-            with warnings.catch_warnings():  # the compiler's deprecations, not the reader's
-                warnings.simplefilter("ignore")
-                found = fast(*arguments)
-            chosen.append(fast)
-        except Exception:  # no compiler, or nothing it can do: a caller's error comes again below
-            found = plain(*arguments)
-            chosen.append(plain)
-        return found
-
-    return first
-
-
-def captured(gradient: Gradient) -> Gradient:
-    """``gradient`` recorded as one CUDA graph at its first call and replayed from then on, for
-    arguments of equal shapes: thousands of small kernels need not wait for Python."""
-    kept: dict[str, Any] = {}
-
-    def replay(*everything: Any) -> Any:
-        if not kept:
-            kept["given"] = tree_map(torch.clone, everything)
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # a first call may allocate and choose kernels
-                gradient(*kept["given"])
-            torch.cuda.current_stream().wait_stream(aside)
-            kept["graph"] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(kept["graph"]):
-                kept["found"] = gradient(*kept["given"])
-        for place, leaf in zip(tree_leaves(kept["given"]), tree_leaves(everything), strict=True):
-            place.copy_(leaf)
-        kept["graph"].replay()
-        return tree_map(torch.clone, kept["found"])
-
-    return replay
 
 
 class Optimizer(NamedTuple):
