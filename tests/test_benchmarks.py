@@ -35,11 +35,11 @@ def test_a_table_shows_its_result(bench: ModuleType, tmp_path: Path) -> None:
     rows = {"companion": row, "companion, compiled": row | {"median_us": 500.0},
             "other": row | {"median_us": 1e6}}
     result = {"title": "a work", "contestants": rows,
-              "machine": {"gpu": None, "cpu": "a processor", "cores": 2, "threads": 2,
-                          "date": "2000-01-01"}}
+              "machine": {"gpu": None, "cpu": "a processor", "cores": 2, "threads": 1,
+                              "date": "2000-01-01"}}
     (tmp_path / "work.json").write_text(json.dumps(result))
     lines = bench.render(tmp_path).splitlines()
-    assert "**a work** (a processor, 2 cores; threads of each: 2; 2000-01-01):" in lines
+    assert "**a work** (a processor, 2 cores; threads of each: 1; 2000-01-01):" in lines
     assert "| companion | 2 [1, 3] | 4 | 0.1 |" in lines
     assert "| other | 1,000 [1, 3] | 2,000 | 0.1 |" in lines
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from companion import fleets, nets
 from companion.fleets import CAP, Budget, Model
-from companion.meta_optimizers import RULES
+from companion.meta_optimizers import RULES, STEPWISE
 from companion.objectives import adapted_by_rule, parted
 from companion.streams import torch_stream
 from companion.tasks import Fleet, Task
@@ -217,3 +218,18 @@ def test_a_task_on_which_a_model_diverges_counts_as_the_cap() -> None:
         found = fleets.scores(each, model, fleets.start(each, model), BUDGET, (0, steps))
         assert (found.risk[..., 1] == CAP).all()
         assert (found.means.risk[:, 0] < 10).all()
+
+
+@pytest.mark.parametrize("rule", [*RULES, *STEPWISE])
+def test_compiled_losses_serve_every_rule(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By plain kernels, which are quick to have; the graphs are the compiler's."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    one = replace(fleet(alphas=(0.3,), seeds=(3,)), chunk=1)
+    model = Model(NET, rule=rule, steps=2)
+    params, drawn = fleets.start(one, model), one.draw(one, "train", 2, 8)(0)
+    expected, _ = fleets.gradient(one, model)(params, drawn, *one.settings, one.alpha)
+    torch._dynamo.utils.counters.clear()
+    found, _ = fleets.gradient(one, model, compiled=True)(params, drawn, *one.settings, one.alpha)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-8, atol=1e-12)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
