@@ -112,16 +112,19 @@ def gradient(fleet: Fleet, model: Model, *, compiled: bool = False) -> training.
 
 
 def train(fleet: Fleet, model: Model, budget: Budget, *, begin: Params | None = None,
-          optimizer: training.Optimizer | None = None, graph: bool = False,
-          **options: Any) -> Params:
+          optimizer: training.Optimizer | None = None, compiled: bool = False,
+          graph: bool = False, **options: Any) -> Params:
     """Train a fleet on fresh tasks; the parameters [run, ...] in double precision.
 
-    ``begin`` replaces :func:`start`, ``optimizer`` Adam; ``graph`` replays the gradient as a CUDA
-    graph; ``options`` are those of :func:`companion.training.train`.
+    ``begin`` replaces :func:`start`, ``optimizer`` Adam; ``compiled`` as in :func:`gradient`;
+    ``graph`` replays the gradient as a CUDA graph; ``options`` are those of
+    :func:`companion.training.train`.
     """
     low = fleet.to(fleet.training_dtype)
     begin = start(low, model) if begin is None else begin
-    slopes = compiling.captured(gradient(low, model)) if graph else gradient(low, model)
+    slopes = gradient(low, model, compiled=compiled)
+    if graph:
+        slopes = compiling.captured(slopes)
     params = training.train(
         slopes, {name: value.to(low.alpha.dtype) for name, value in begin.items()},
         low.draw(low, "train", budget.tasks, budget.query), optimizer=optimizer or _adam(budget),

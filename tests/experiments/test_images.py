@@ -195,6 +195,20 @@ def test_nal_trains_on_labels_of_its_own_kind(method: str, labels: int,
     assert max(seen) == labels - 1
 
 
+def test_only_long_trainings_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool, bool]] = []
+
+    def untrained(fleet, model, budget, *, watch, compiled, graph, **options):
+        seen.append((budget.steps, compiled, graph))
+        watch(budget.steps, {}, torch.zeros(2))
+        return start(fleet, model)
+
+    monkeypatch.setattr(images, "train", untrained)
+    for steps in (200, 201):
+        trained(Arm("MAML"), sizes=replace(SIZES, budget=replace(BUDGET, steps=steps)))
+    assert seen == [(200, False, False), (201, True, False)]
+
+
 def test_a_run_is_named_by_its_seed() -> None:
     """In whatever order and company: parameters, final objective, rates and rows."""
     arm, model = Arm("MAML", "KFO"), model_of(Arm("MAML", "KFO"), SETTING, SIZES)

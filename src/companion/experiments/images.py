@@ -95,7 +95,9 @@ def train_arm(arm: Arm, setting: Setting, sizes: Sizes, seeds: Sequence[int], *,
 
     name = hashlib.sha256(f"{key} of {list(seeds)} on {device}".encode()).hexdigest()[:16]
     kept = Checkpoint(paths.cache() / "checkpoints" / f"{name}.safetensors", 200, key)
-    params = train(fleet, model, sizes.budget, watch=watch, checkpoint=kept, graph=device != "cpu")
+    # compiling takes a minute: more than a short run
+    params = train(fleet, model, sizes.budget, watch=watch, checkpoint=kept,
+                   compiled=device == "cpu" and sizes.budget.steps > 200, graph=device != "cpu")
     params = {name: value.float() for name, value in params.items()}
     if everything:
         params = nets.fresh_head(params, setting.ways)
