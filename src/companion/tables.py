@@ -65,6 +65,14 @@ def mean(values: Array) -> Interval:
     return Interval(average.value, *average.interval())
 
 
+def slope(table: pd.DataFrame, x: str, values: str) -> Interval:
+    """The least-squares slope of a column against the numbers of ``x``, one fit a seed: its mean
+    over seeds."""
+    wide = table.pivot(index="seed", columns=x, values=values)
+    centred = np.asarray(wide.columns, dtype=float) - np.mean(wide.columns)
+    return mean(wide.to_numpy() @ centred / (centred @ centred))
+
+
 def columns(interval: Interval) -> dict[str, float]:
     """An interval as the columns ``value``, ``low``, ``high``."""
     return {"value": interval.value, "low": interval.low, "high": interval.high}

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from companion import tables
@@ -140,10 +139,8 @@ def slopes(table: pd.DataFrame, arm: str = "MAML") -> pd.DataFrame:
     """The least-squares slope of accuracy on hard episodes against the fraction, over seeds."""
     keys, rows = ["source", "environment", "k"], []
     for key, some in tables.where(table, arm=arm, episodes="hard").groupby(keys, sort=False):
-        wide = some.pivot_table(index="seed", columns="fraction", values="accuracy")
-        x = np.asarray(wide.columns, dtype=float) - np.mean(wide.columns)
-        slope = tables.mean(wide.to_numpy() @ x / (x @ x))
-        rows.append(dict(zip(keys, key, strict=True)) | tables.columns(slope))
+        rows.append(dict(zip(keys, key, strict=True))
+                    | tables.columns(tables.slope(some, "fraction", "accuracy")))
     return pd.DataFrame(rows)
 
 

@@ -12,12 +12,12 @@ from torch.func import grad, vmap
 from companion import tables
 from companion.checks import Array
 from companion.fleets import CAP, Budget, Model, measure
+from companion.measures import networks
 from companion.meta_optimizers import Params
 from companion.streams import normals
 from companion.tasks import Fleet, controlled
 from companion.tasks.controlled import Landscape
 from companion.theory import gaussian
-from companion.theory.landscape import ceiling
 
 FLEET = ["net", "contrast", "fraction", "landscape", "method"]  # what names a trained fleet
 SETTING = ["net", "contrast", "landscape"]
@@ -161,20 +161,12 @@ def pairs(table: pd.DataFrame) -> pd.DataFrame:
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
     """The measured ratio of risks NAL / MAML of every setting, the predicted one, and the hardness
     spread h, its geometric mean over seeds."""
-    rows = pairs(table)
-    groups = rows.assign(h=np.log(rows["h"])).groupby(SETTING, sort=False)
-    said = groups[["predicted_nal", "predicted_maml", "h"]].mean()
-    beside = pd.DataFrame({"predicted": said["predicted_nal"] / said["predicted_maml"],
-                           "h": np.exp(said["h"])})
-    return tables.contrast(rows, SETTING, "nal", "maml").join(beside, on=SETTING)
+    return networks.ratios(pairs(table), SETTING)
 
 
 def slack(table: pd.DataFrame) -> pd.DataFrame:
     """The mean over seeds of log(ceiling at the measured h / measured ratio), of every setting."""
-    rows = pairs(table)
-    logs = rows.assign(ratio=np.log(rows["nal"] / rows["maml"]),
-                       ceiling=np.log(ceiling(rows["h"].to_numpy())))
-    return tables.contrast(logs, SETTING, "ceiling", "ratio", tables.difference)
+    return networks.slack(pairs(table), SETTING)
 
 
 def differences(table: pd.DataFrame, landscape: str, other: str) -> pd.DataFrame:
@@ -193,11 +185,8 @@ def slopes(table: pd.DataFrame, column: str = "risk_hard") -> pd.DataFrame:
     of hard training tasks, over seeds; ``column`` "predicted_hard" has the theory's. Only where
     there are several shares."""
     best = tables.best(tables.where(table, method="maml"), FLEET)
-    found = []
-    for key, rows in best.groupby(SETTING, sort=False):
-        wide = np.log(rows.pivot(index="seed", columns="fraction", values=column))
-        if wide.shape[1] > 1:
-            x = np.asarray(wide.columns, dtype=float) - np.mean(wide.columns)
-            slope = tables.mean(-wide.to_numpy() @ x / (x @ x))
-            found.append(dict(zip(SETTING, key, strict=True)) | tables.columns(slope))
-    return pd.DataFrame(found)
+    gain = best.assign(gain=-np.log(best[column]))
+    return pd.DataFrame([dict(zip(SETTING, key, strict=True))
+                         | tables.columns(tables.slope(rows, "fraction", "gain"))
+                         for key, rows in gain.groupby(SETTING, sort=False)
+                         if rows["fraction"].nunique() > 1])

@@ -1,6 +1,8 @@
 """What a table of two-layer fleets says: ratios of risks beside the linear theory and its ceiling,
 their order, each method's own best step, and which gradients balance (paper L)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -11,25 +13,25 @@ from companion.evaluation import Interval, bootstrap
 from companion.records import Record
 from companion.theory.landscape import ceiling
 
-SETTING = ["activation", "sweep", "x"]
+SETTING = ("activation", "sweep", "x")
 
 
-def ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """The measured ratio of risks NAL / MAML of every value of every sweep; the predicted; and the
-    hardness spread h, its geometric mean over seeds."""
-    groups = table.assign(h=np.log(table["h"])).groupby(SETTING, sort=False)
+def ratios(table: pd.DataFrame, keys: Sequence[str] = SETTING) -> pd.DataFrame:
+    """The measured ratio of risks NAL / MAML of every setting, which ``keys`` tell apart; the
+    predicted; and the hardness spread h, its geometric mean over seeds."""
+    groups = table.assign(h=np.log(table["h"])).groupby(list(keys), sort=False)
     said = groups[["predicted_nal", "predicted_maml", "h"]].mean()
     beside = pd.DataFrame({"predicted": said["predicted_nal"] / said["predicted_maml"],
                            "h": np.exp(said["h"])})
-    return tables.contrast(table, SETTING, "nal", "maml").join(beside, on=SETTING)
+    return tables.contrast(table, keys, "nal", "maml").join(beside, on=list(keys))
 
 
-def slack(table: pd.DataFrame) -> pd.DataFrame:
+def slack(table: pd.DataFrame, keys: Sequence[str] = SETTING) -> pd.DataFrame:
     """How far the measured ratio of every setting stays below the ceiling at the measured h: the
     mean over seeds of log(ceiling / ratio)."""
     logs = table.assign(ratio=np.log(table["nal"] / table["maml"]),
                         ceiling=np.log(ceiling(table["h"].to_numpy())))
-    return tables.contrast(logs, SETTING, "ceiling", "ratio", tables.difference)
+    return tables.contrast(logs, keys, "ceiling", "ratio", tables.difference)
 
 
 def order(table: pd.DataFrame) -> Interval:
