@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from companion import records
 from companion.checks import require
 from companion.errors import Diverged
 from companion.records import Point, Record, Row
 from companion.tables import Finding
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,21 @@ def rows_of(point: Point, alphas: Sequence[float], seeds: Sequence[int],
             for i, (alpha, seed) in enumerate(zip(rates, seeds, strict=True))]
 
 
+def unless_lost(rows: Callable[[Sequence[T]], list[Row]], items: Sequence[T],
+                otherwise: Callable[[T], list[Row]]) -> list[Row]:
+    """The rows of a fleet with some ``items``, rates or seeds; where a run diverges in training,
+    those of the items one by one, and ``otherwise`` of one that diverges alone."""
+    try:
+        return rows(items)
+    except Diverged:
+        if len(items) == 1:
+            return otherwise(items[0])
+        return [row for item in items for row in unless_lost(rows, [item], otherwise)]
+
+
 def unless_diverged(rows: Callable[[Sequence[float]], list[Row]], alphas: Sequence[float],
                     point: Point, seeds: int, lost: Row) -> list[Row]:
-    """The rows of a fleet at several inner rates; where a run diverges, the rates one by one, and
-    the rows of a rate that is lost so are ``lost``, for every seed."""
-    try:
-        return rows(alphas)
-    except Diverged:
-        if len(alphas) == 1:
-            return [{**point, "alpha": alphas[0], "seed": seed} | lost for seed in range(seeds)]
-        return [row for alpha in alphas
-                for row in unless_diverged(rows, [alpha], point, seeds, lost)]
+    """:func:`unless_lost` over inner rates; the rows of a rate that is lost are ``lost``, for every
+    seed."""
+    return unless_lost(rows, alphas, lambda alpha: [
+        {**point, "alpha": alpha, "seed": seed} | lost for seed in range(seeds)])

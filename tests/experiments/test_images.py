@@ -13,6 +13,7 @@ from companion import fleets, nets
 from companion.checkpoints import Checkpoint
 from companion.errors import Diverged
 from companion.evaluation import estimate
+from companion.experiment import unless_lost
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes, Trained, model_of, train_arm
 from companion.fleets import Budget, Model, start
@@ -252,7 +253,7 @@ def test_a_run_that_is_lost_takes_no_other_with_it() -> None:
             raise Diverged(3, "the objective")
         return [{"seed": seed, "accuracy": 0.9} for seed in seeds]
 
-    found = images.unless_lost(rows, range(1, 4), lambda seed: images.lost(seed, ["hard"], [1], 5))
+    found = unless_lost(rows, range(1, 4), lambda seed: images.lost(seed, ["hard"], [1], 5))
     assert asked == [(1, 2, 3), (1,), (2,), (3,)]
     assert [(row["seed"], row["accuracy"]) for row in found] == [(1, 0.9), (2, 0.2), (3, 0.9)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from companion import nets, tables
-from companion.experiment import Experiment
+from companion.experiment import Experiment, unless_lost
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes
 from companion.fleets import Budget, start
@@ -119,7 +119,7 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
         return [{**point, "model": name, **count} | row for name in names
                 for row in images.lost(seed, ["test"], config.ks, setting.ways)]
 
-    return images.unless_lost(rows, range(config.first, config.first + config.seeds), lost)
+    return unless_lost(rows, range(config.first, config.first + config.seeds), lost)
 
 
 def at_best(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 images share."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ import torch
 from companion import nets, paths, records
 from companion.checkpoints import Checkpoint
 from companion.checks import Array
-from companion.errors import Diverged
 from companion.experiment import rounded
 from companion.fleets import Budget, Model, measure, start, train
 from companion.losses import accuracy
@@ -154,18 +153,6 @@ def lost(seed: int, kinds: Sequence[str], ks: Sequence[int], ways: int) -> list[
     """The rows of a run that diverged in training: it is right by chance alone."""
     return [{"episodes": kind, "seed": seed, "k": k, "loss": None, "valid": 1 / ways, "step": 0.0,
              "accuracy": 1 / ways, "error": 0.0} for kind in kinds for k in ks]
-
-
-def unless_lost(rows: Callable[[Sequence[int]], list[Row]], seeds: Sequence[int],
-                otherwise: Callable[[int], list[Row]]) -> list[Row]:
-    """The rows of a fleet; where a run diverges in training, those of its seeds one by one, and
-    ``otherwise`` of a seed that diverges alone."""
-    try:
-        return rows(seeds)
-    except Diverged:
-        if len(seeds) == 1:
-            return otherwise(seeds[0])
-        return [row for seed in seeds for row in unless_lost(rows, [seed], otherwise)]
 
 
 def training_key(experiment: str, config: Any, point: Point) -> str:

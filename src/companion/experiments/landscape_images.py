@@ -9,7 +9,7 @@ import pandas as pd
 
 from companion import tables
 from companion.checks import Array
-from companion.experiment import Experiment
+from companion.experiment import Experiment, unless_lost
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes
 from companion.fleets import Budget
@@ -110,7 +110,7 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
                 {"easy": of(fraction=0.0), "hard": of(fraction=1.0)})]
         return every
 
-    return images.unless_lost(
+    return unless_lost(
         rows, range(config.first, config.first + config.seeds),
         lambda seed: [{**point, "environment": environment} | row for environment in tested
                       for row in images.lost(seed, ("easy", "hard"), config.ks, setting.ways)])
