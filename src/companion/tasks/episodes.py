@@ -128,10 +128,10 @@ def pools(source: str, within: bool, device: str = "cpu") -> dict[str, Pool]:
     return {split: pool(images, split, device=device) for split in sources.SPLITS}
 
 
-def hard_groups_of(setting: Setting, seed: int, count: int, device: str = "cpu") -> list[int]:
+def hard_groups_of(setting: Setting, seed: int, count: int) -> list[int]:
     """The groups that a seed's hard training episodes come from: ``count`` of its own, or all for
     0, of those with classes enough in every split that shares them."""
-    by_split = pools(setting.source, setting.within, device)
+    by_split = pools(setting.source, setting.within)
     fitting = set.intersection(*(set(fitting_groups(by_split[split], setting.ways).tolist())
                                  for split in (by_split if setting.within else ("train",))))
     groups: list[int] = stream(seed, "few_shot/hard groups").permutation(sorted(fitting)).tolist()
@@ -148,7 +148,7 @@ def episode_fleet(setting: Setting, seeds: Sequence[int], *, hard_groups: int = 
     computed at a time, where vmap would slow convolutions.
     """
     by_split = pools(setting.source, setting.within, device)
-    chosen = {seed: hard_groups_of(setting, seed, hard_groups, device) for seed in seeds}
+    chosen = {seed: hard_groups_of(setting, seed, hard_groups) for seed in seeds}
 
     def draw(fleet: Fleet, purpose: str, tasks: int, query: int) -> Callable[[int], Task]:
         split = {"train": "train", "validate": "validation", "test": "test"}[purpose]
