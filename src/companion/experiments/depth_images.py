@@ -68,9 +68,13 @@ PROFILES = {
                 for method in ("MAML", "ANIL", "BOIL") for model in MODELS},
         ks=(1, 10), seeds=3, first=1000),
     "full": Config(alphas=_CHOSEN),
-    "large": Config(sizes=Sizes(filters=64, inner=5, valid_episodes=200, budget=Budget(
-        steps=2_000, tasks=16, rate=0.001, test_tasks=500, rule_share=0.1, batch=50)),
-        ks=(5, 0, 1, 2, 10, 20)),
+    "large": Config(
+        {"omniglot, 20 ways": Setting("omniglot", 20, 1, 0.4),
+         "cifar_fs": Setting("cifar_fs", 5, 5, 0.4)},
+        Sizes(budget=replace(Sizes().budget, steps=600)),
+        {"MAML": ("learned rate", "LinNet", "KFO", *RATES[1:], "Meta-Curvature"),
+         "ANIL": ("LinNet",), "BOIL": ("LinNet",)}, fewer=(2,), shallow=("learned rate",),
+        alphas=_CHOSEN, seeds=4),
 }
 
 
