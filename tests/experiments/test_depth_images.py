@@ -9,6 +9,7 @@ import pytest
 from companion.experiments import depth_images as depth
 from companion.experiments.images import Sizes
 from companion.fleets import Budget
+from companion.measures.episodes import at_best
 from companion.records import Record
 from companion.tasks.episodes import Setting
 
@@ -68,7 +69,7 @@ def test_a_fleet_that_diverges_is_lost_and_never_chosen() -> None:
     assert table.columns.tolist() == list(depth.measure(
         TINY, depth.points(TINY)[0], "cpu")[0])
     table.loc[table["alpha"] < 1e20, "valid"] = 0.5
-    assert (depth.at_best(table)["alpha"] < 2).all()
+    assert (at_best(table)["alpha"] < 2).all()
 
 
 @pytest.fixture
@@ -127,10 +128,10 @@ def test_the_rate_is_chosen_on_validation_classes(table: pd.DataFrame) -> None:
     other = table["alpha"] == 1.0
     chosen = table.assign(accuracy=0.5 + 0.1 * other, valid=0.5 + 0.1 * other)
     maml = chosen["method"] == "MAML"
-    assert depth.at_best(chosen[maml])["accuracy"].min() == 0.6
+    assert at_best(chosen[maml])["accuracy"].min() == 0.6
     opposed = chosen.assign(valid=0.5 - 0.1 * other)
-    assert depth.at_best(opposed[maml])["accuracy"].max() == 0.5
-    best = depth.at_best(chosen)
+    assert at_best(opposed[maml])["accuracy"].max() == 0.5
+    best = at_best(chosen)
     assert (best.groupby(MODEL)["alpha"].nunique() == 1).all()
 
 
@@ -139,7 +140,7 @@ def test_the_full_rates_are_the_pilots() -> None:
     the pilot has none as small, a smaller one."""
     record, full = depth.EXPERIMENT.load("pilot"), depth.PROFILES["full"]
     assert set(record.table["seed"]).isdisjoint(range(full.seeds))
-    best = depth.at_best(record.table).groupby(MODEL, sort=False)["alpha"].first()
+    best = at_best(record.table).groupby(MODEL, sort=False)["alpha"].first()
     for (blocks, method, model), rate in best.items():
         if model != depth.COLLAPSED and not method.startswith(("NAL", "untrained")):
             chosen = full.alphas[f"{blocks} {method} {model}"]

@@ -9,6 +9,7 @@ from companion.experiments import landscape_images as landscape
 from companion.experiments.images import Sizes
 from companion.experiments.landscape_images import Trial
 from companion.fleets import Budget
+from companion.measures.episodes import ENVIRONMENTS, differences, scatter, slopes
 from companion.records import Record
 from companion.tasks.episodes import Setting
 
@@ -31,7 +32,7 @@ def cache(tmp_path, monkeypatch: pytest.MonkeyPatch, patterns) -> None:
 
 def environments(point: dict) -> tuple[str, ...]:
     """What a point is tested in."""
-    known = landscape.ENVIRONMENTS
+    known = ENVIRONMENTS
     return (point["trained"],) if point["trained"] in known else known
 
 
@@ -137,14 +138,26 @@ def test_numbers_of_made_tables(table: pd.DataFrame) -> None:
     hard = table["episodes"] == "hard"
     better = table.assign(accuracy=table["accuracy"] + (0.1 + 0.01 * table["seed"])
                           * packed * (1 + hard))
-    found = landscape.differences(better, 0.5)
+    found = differences(better, 0.5)
     assert found["value"].tolist() == pytest.approx([0.22, 0.22, 0, 0])
     assert list(zip(found["arm"], found["k"], strict=True)) == [
         (arm, k) for arm in ("MAML", "MAML, 3 steps") for k in (1, 2)]
-    assert landscape.differences(better, 0.5, "easy")["value"].tolist() == pytest.approx(
+    assert differences(better, 0.5, "easy")["value"].tolist() == pytest.approx(
         [0.11, 0.11, 0, 0])
     rising = table.assign(accuracy=table["accuracy"] + 0.2 * table["fraction"] * mine * hard
                           + 0.01 * table["seed"] * table["fraction"] * mine * hard)
-    assert landscape.slopes(rising)["value"].tolist() == pytest.approx([0.21] * 4)
-    by_nal = landscape.slopes(rising, "NAL-global")
+    assert slopes(rising)["value"].tolist() == pytest.approx([0.21] * 4)
+    by_nal = slopes(rising, "NAL-global")
     assert by_nal["value"].tolist() == pytest.approx([0.0] * 4, abs=1e-12)
+
+
+def test_scatter_is_of_what_was_run_twice(table: pd.DataFrame) -> None:
+    keys = [*landscape.POINT, *TEST]
+    spread = table.assign(accuracy=0.5 + 0.1 * table["seed"])
+    few = spread[(spread["arm"] == "MAML") & (spread["seed"] < 2)]
+    few = few.assign(accuracy=few["accuracy"] + 0.03 * (2 * few["seed"] - 1))
+    found = scatter(spread, few, keys)
+    assert len(found) == len(few) / 2
+    assert found["apart"].tolist() == pytest.approx([0.03] * len(found))
+    assert found["over_seeds"].tolist() == pytest.approx([0.1 / 2**0.5] * len(found))
+    assert (found["again"] - found["accuracy"]).abs().max() < 1e-12

@@ -10,6 +10,7 @@ from companion.experiment import Experiment, unless_lost
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes
 from companion.fleets import Budget, start
+from companion.measures.episodes import over
 from companion.objectives import counted
 from companion.records import Point, Record, Row
 from companion.tables import Finding
@@ -68,6 +69,8 @@ PROFILES = {
                 for method in ("MAML", "ANIL", "BOIL") for model in MODELS},
         ks=(1, 10), seeds=3, first=1000),
     "full": Config(alphas=_CHOSEN),
+    # some of full once more, to be run on another machine
+    "again": Config(alphas=_CHOSEN, deep={"MAML": ("LinNet",)}, fewer=(), seeds=4),
     "large": Config(
         {"omniglot, 20 ways": Setting("omniglot", 20, 1, 0.4),
          "cifar_fs": Setting("cifar_fs", 5, 5, 0.4)},
@@ -124,19 +127,6 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
                 for row in images.lost(seed, ["test"], config.ks, setting.ways)]
 
     return unless_lost(rows, range(config.first, config.first + config.seeds), lost)
-
-
-def at_best(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of every model at the training rate of highest mean accuracy on validation classes,
-    after the steps trained for."""
-    return tables.best(tables.where(table, k=table["k"].iloc[0]), ARM[:-1], most=True)
-
-
-def over(table: pd.DataFrame, against: Mapping[str, object], **arm: object) -> pd.DataFrame:
-    """The accuracy of the arms that ``arm`` names minus that of the same with the entries of
-    ``against`` in place of their own, each at its best, after the steps trained for."""
-    rows = tables.contrast(at_best(table), ARM[:-1], "accuracy", against, tables.difference)
-    return tables.where(rows, **arm)
 
 
 def depth(record: Record) -> Finding:

@@ -5,20 +5,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-import pandas as pd
-
 from companion import tables
-from companion.checks import Array
 from companion.experiment import Experiment, unless_lost
 from companion.experiments import images
 from companion.experiments.images import Arm, Sizes
 from companion.fleets import Budget
+from companion.measures.episodes import ENVIRONMENTS, PACKING, differences, slopes
 from companion.records import Point, Record, Row
 from companion.tables import Finding
 from companion.tasks.episodes import Setting, episode_fleet
 
 POINT = ["source", "arm", "alpha", "trained", "fraction"]
-ENVIRONMENTS = ("packed", "spread")
 
 
 class Trial(NamedTuple):
@@ -71,6 +68,8 @@ PROFILES = {
                     sizes=Sizes(factors=(1 / 4, 1, 4), valid_episodes=60,
                                 budget=replace(Sizes().budget, steps=250, test_tasks=100))),
     "full": Config(),
+    # some of full once more, to be run on another machine
+    "again": Config(trials={"MAML": Trial("MAML", 1, (0.1,), (0.5,))}, seeds=4),
     "large": Config(sizes=Sizes(filters=64, valid_episodes=200, budget=_LARGE)),
 }
 
@@ -116,39 +115,11 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
                       for row in images.lost(seed, ("easy", "hard"), config.ks, setting.ways)])
 
 
-def gains(table: pd.DataFrame, arm: str, fraction: float, source: str, k: int, environment: str,
-          episodes: str = "hard") -> Array:
-    """Accuracy of an arm minus that of NAL-global on episodes of an environment, by seed."""
-    own, nal = (tables.by_seed(table, "accuracy", arm=name, fraction=fraction, source=source, k=k,
-                               environment=environment, episodes=episodes)
-                for name in (arm, "NAL-global"))
-    return own - nal
-
-
-def differences(table: pd.DataFrame, base: float, episodes: str = "hard") -> pd.DataFrame:
-    """The :func:`gains` packed minus spread, of every source, arm that adapts, and k."""
-    rows = tables.where(table[table["arm"].str.startswith("MAML")], fraction=base)
-    return pd.DataFrame([
-        {"source": source, "arm": arm, "k": k} | tables.columns(tables.difference(
-            *(gains(table, arm, base, source, k, environment, episodes)
-              for environment in ENVIRONMENTS)))
-        for source, arm, k in rows.groupby(["source", "arm", "k"], sort=False).groups])
-
-
-def slopes(table: pd.DataFrame, arm: str = "MAML") -> pd.DataFrame:
-    """The least-squares slope of accuracy on hard episodes against the fraction, over seeds."""
-    keys, rows = ["source", "environment", "k"], []
-    for key, some in tables.where(table, arm=arm, episodes="hard").groupby(keys, sort=False):
-        rows.append(dict(zip(keys, key, strict=True))
-                    | tables.columns(tables.slope(some, "fraction", "accuracy")))
-    return pd.DataFrame(rows)
-
-
 def packed_minus_spread(record: Record) -> Finding:
     """L5: (MAML - NAL-global) on hard episodes, packed minus spread, is above 0."""
     rows = differences(record.table, record.provenance["config"]["base"])
     return tables.judge(rows, "(MAML - NAL-global), packed minus spread, in accuracy",
-                        ["source", "arm", "k"], above=0)
+                        PACKING, above=0)
 
 
 def more_hard_tasks(record: Record) -> Finding:
