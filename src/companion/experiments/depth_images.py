@@ -82,8 +82,8 @@ PROFILES = {
 
 
 def points(config: Config) -> list[Point]:
-    """A fleet for every source, number of blocks, method, model and inner rate; and two that do not
-    adapt in training."""
+    """A fleet for every source, number of blocks, method, model and inner rate; and, unless the
+    profile is of one number of blocks, two that do not adapt in training."""
     found: list[tuple[object, ...]] = []
     for source, setting in config.settings.items():
         arms = [(config.sizes.blocks, method, model) for method, models in config.deep.items()
@@ -93,7 +93,7 @@ def points(config: Config) -> list[Point]:
             rates = config.alphas.get(" ".join(map(str, arm)), (setting.alpha,))
             found += [(source, *arm, alpha) for alpha in rates]
         found += [(source, config.sizes.blocks, method, "plain", setting.alpha)
-                  for method in ("NAL-global", "untrained")]
+                  for method in ("NAL-global", "untrained") if config.fewer]
     return [dict(zip(ARM, point, strict=True)) for point in found]
 
 
