@@ -13,22 +13,22 @@ normalised, ``noise`` a number or [task], ``w`` [d], ``preconditioner`` [d, d]. 
 that do not match, or an argument out of range. Derived in book/together.
 """
 
-import heapq
 import math
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 
 from companion.checks import Array, at_least, one_number, real, require, support_size
 from companion.theory import gaussian
+from companion.theory.rate_search import Profile
 
 KINDS = ("rate", "full")
 _CONVERGED = 1e-13  # of a residual over its start: conjugate gradients have ended
 _SETTLED, _ROUNDS = 1e-11, 500  # of alternating minimisation: least relative gain, most rounds
-_CERTIFIED, _INTERVALS = 1e-6, 4000  # of the search for a rate: relative slack, most intervals
+_FAR = 4  # standard deviations of the optima: where a start is away from all tasks
 _RANK = 1e-13  # an eigenvalue below this share of the largest counts as none
 
 
@@ -106,7 +106,8 @@ def risk(w: ArrayLike, preconditioner: ArrayLike, covariances: ArrayLike, optima
     return float(tasks.weights @ task_risks(w, preconditioner, tasks))
 
 
-def _rate(w: Array, along: Array, tasks: Tasks) -> float:
+def rate_along(w: Array, along: Array, tasks: Tasks) -> float:
+    """:func:`best_rate`, for tasks after checks."""
     _, slope, size = tasks.errors(w)
     move, s = slope @ along.T, tasks.covariances
     bottom = (1 + tasks.inverse_support) * np.einsum("ti,tij,tj->t", move, s, move, optimize=True)
@@ -124,7 +125,7 @@ def best_rate(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, support: 
     tasks = tasks_of(covariances, optima, support, weights, noise)
     identity = np.eye(tasks.optima.shape[1])
     matrix = identity if along is None else _matrix("along", along, tasks)
-    return _rate(_start(w, tasks), matrix, tasks)
+    return rate_along(_start(w, tasks), matrix, tasks)
 
 
 def _inverse(matrix: Array) -> Array:
@@ -140,7 +141,7 @@ def descend(w: ArrayLike, tasks: Tasks, start: Array | None = None) -> Iterator[
     best multiple of I; where several are best they end at one near it. Stopped early they change
     the directions that matter most, and fit few tasks less closely."""
     w, s, d = _start(w, tasks), tasks.covariances, tasks.optima.shape[1]
-    p = _rate(w, np.eye(d), tasks) * np.eye(d) if start is None else start
+    p = rate_along(w, np.eye(d), tasks) * np.eye(d) if start is None else start
     yield p
     _, slope, size = tasks.errors(w)
     weighted = tasks.weights[:, None] * slope
@@ -183,9 +184,7 @@ def best(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, support: float
 
 
 def _last(path: Iterator[Array]) -> Array:
-    for end in path:
-        pass
-    return end
+    return deque(path, maxlen=1).pop()
 
 
 def leftover(preconditioner: ArrayLike, tasks: Tasks) -> Array:
@@ -213,103 +212,35 @@ def minimiser(preconditioner: ArrayLike, covariances: ArrayLike, optima: ArrayLi
 def _centre(q: Array, tasks: Tasks, near: Array) -> Array:
     """The minimiser of E[(w - w*).Q (w - w*)] nearest to ``near``: E[Q] may be singular."""
     pull = np.einsum("t,tij,tj->i", tasks.weights, q, tasks.optima - near, optimize=True)
-    return near + _inverse(np.einsum("t,tij->ij", tasks.weights, q)) @ pull
-
-
-class _Profile:
-    """The least risk over w at one rate, and a bound below it on an interval of rates.
-
-    The risk is [e.S e - 2 r e.S^2 e + r^2 (e.B e + noise)]/2, B = S^3 + u (S^3 + tr(S^2) S). Where
-    r^2 gives way to its tangent at the middle c of [a, b], 2 r c - c^2 <= r^2, it is linear in r
-    for every w, so that its least value over w is concave, and least at a or at b.
-    """
-
-    def __init__(self, tasks: Tasks) -> None:
-        s, u, p = tasks.covariances, tasks.inverse_support, tasks.weights
-        square = s @ s
-        traces = np.trace(square, axis1=1, axis2=2)
-        powers = (s, square, (1 + u) * square @ s + u * traces[:, None, None] * s)
-        self.middle = p @ tasks.optima  # which keeps the constants small
-        optima = tasks.optima - self.middle
-        self.matrices = np.stack([np.einsum("t,tij->ij", p, m) for m in powers])
-        self.vectors = np.stack([np.einsum("t,tij,tj->i", p, m, optima) for m in powers])
-        self.numbers = np.stack([np.einsum("t,ti,tij,tj->", p, optima, m, optima, optimize=True)
-                                 for m in powers])
-        self.numbers[2] += u * p @ (tasks.variances * traces)
-        variances = np.linalg.eigvalsh(s[p > 0])
-        counts = variances > _RANK * variances.max()
-        own = (1 + u) * variances**2 + u * traces[p > 0, None]
-        self.most = float((variances[counts] / own[counts]).max())  # of any best rate
-
-    def least(self, rate: float, square: float) -> tuple[float, Array]:
-        """The least over w, and w, with ``square`` in place of r^2; -inf where there is none."""
-        mix = np.array([1, -2 * rate, square])
-        values, axes = np.linalg.eigh(np.tensordot(mix, self.matrices, 1))
-        if values[0] < -_RANK * len(values) * np.abs(values).max():
-            return -math.inf, self.middle
-        kept = values > _RANK * len(values) * values[-1]
-        pull = axes[:, kept].T @ (mix @ self.vectors)
-        return (float(mix @ self.numbers - pull @ (pull / values[kept])) / 2,
-                self.middle + axes[:, kept] @ (pull / values[kept]))
-
-    def at(self, rate: float) -> float:
-        """The least risk at one rate."""
-        return self.least(rate, rate**2)[0]
-
-    def bound(self, a: float, b: float) -> float:
-        """A number below the risk of every w and every rate in [a, b]."""
-        c = (a + b) / 2
-        return max(0.0, min(self.least(end, 2 * end * c - c**2)[0] for end in (a, b)))
-
-    def search(self) -> tuple[float, float]:
-        """The rate of least risk and a bound below all risks: the interval of the least bound is
-        halved until nothing in it can be better by more than the slack."""
-        grid = np.append(0.0, np.geomspace(self.most * 1e-3, self.most, 24))
-        values = [self.at(float(rate)) for rate in grid]
-        where = int(np.argmin(values))
-        ends = grid[max(where - 1, 0)], grid[min(where + 1, len(grid) - 1)]
-        rate, value = float(grid[where]), values[where]
-        near = minimize_scalar(self.at, bounds=ends, method="bounded",
-                               options={"xatol": 1e-10 * self.most})
-        if near.fun < value:
-            rate, value = float(near.x), float(near.fun)
-        heap = [(self.bound(a, b), a, b) for a, b in zip(grid[:-1], grid[1:], strict=True)]
-        heapq.heapify(heap)
-        for _ in range(_INTERVALS):
-            if heap[0][0] >= value * (1 - _CERTIFIED):
-                break
-            _, a, b = heapq.heappop(heap)
-            c = (a + b) / 2
-            if (there := self.at(c)) < value:
-                near = minimize_scalar(self.at, bounds=(a, b), method="bounded",
-                                       options={"xatol": 1e-10 * self.most})
-                rate, value = min((there, c), (float(near.fun), float(near.x)))[::-1]
-            for part in ((a, c), (c, b)):
-                heapq.heappush(heap, (self.bound(*part), *part))
-        return rate, min(value, heap[0][0])
+    return np.asarray(near + _inverse(np.einsum("t,tij->ij", tasks.weights, q)) @ pull)
 
 
 def together(covariances: ArrayLike, optima: ArrayLike, support: float,
              weights: ArrayLike | None = None, noise: ArrayLike = 0.0, *,
-             kind: str = "full") -> Joint:
+             kind: str = "full", starts: int = 8) -> Joint:
     """The start and the step of least risk, learned together. ``kind`` "rate": P = r I; "full": any
     P, [d, d].
 
     For a rate the least risk over w is a function of one number. Its search is global: ``bound``
     holds for every start and rate, and is within 1e-6 of the risk unless the search gave up. For a
-    full P start and preconditioner are improved in turn, each exactly, from the best rate and its
-    start, from NAL's start, and from the mean of the optima; the best end is returned, which may be
-    a local minimum, and ``bound`` is 0. ``descent`` never rises."""
+    full P start and preconditioner are improved in turn, each exactly, from the start of the best
+    rate, from NAL's, and from up to ``starts`` points away from all tasks, along the principal axes
+    of their optima; the best end is returned, which may be a local minimum (with the full batch and
+    few tasks there are several), and ``bound`` is 0. ``descent`` never rises."""
     require(kind in KINDS, "kind", f"be one of {', '.join(KINDS)}", repr(kind), "see together")
     tasks = tasks_of(covariances, optima, support, weights, noise)
-    d, profile = tasks.optima.shape[1], _Profile(tasks)
+    d, profile = tasks.optima.shape[1], Profile(*tasks)
     rate, bound = profile.search()
     w = profile.least(rate, rate**2)[1]
     first = float(tasks.weights @ task_risks(w, rate * np.eye(d), tasks))
     if kind == "rate":
         return Joint(first, w, rate * np.eye(d), min(bound, first), (first,))
     nal = _centre(tasks.covariances, tasks, profile.middle)
-    ends = [_alternate(start, tasks) for start in (w, nal, profile.middle)]
+    at_least("starts", starts, 0, "0 leaves two", whole=True)
+    _, spread, axes = np.linalg.svd(tasks.optima - profile.middle)
+    far = [profile.middle + sign * _FAR * spread[0] / math.sqrt(len(tasks.weights)) * axis
+           for axis in axes for sign in (1, -1)]
+    ends = [_alternate(start, tasks) for start in (w, nal, *far[:int(starts)])]
     return min(ends, key=lambda end: end.risk)
 
 
