@@ -22,7 +22,7 @@ from companion.theory import preconditioners, whitening
 
 STEPS = ("learned rate", "whitening", "full preconditioner")  # beyond the step alpha
 STARTS = ("NAL", "MAML")
-_FOLDS, _STOPS = 3, (1, 2, 4, 8)  # of the tasks; of the descent to a full preconditioner
+_FOLDS, _DESCENT = 3, 4  # of the tasks; preconditioners on the way to a full one
 _RIDGE = 1e-12  # relative, of the means that are solved: some direction may be left to no task
 _FAR = 50.0  # a log ratio that stands for infinity
 _GRID = 40  # of steps between the least and the largest that may be best
@@ -39,15 +39,15 @@ def _centre(matrix: Array, vector: Array) -> Array:
 def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> float:
     """The step of the least risk of MAML: on a grid, and then between the neighbours of the best.
     After one step none is best for any start beyond the largest s/((1 + u) s^2 + u tr S^2)."""
-    along = np.linalg.eigvalsh(tasks.covariances[shares > 0])
+    along = tasks.variances[shares > 0]
     counts = along > 1e-9 * along.max()
     own = along / ((1 + 1 / support) * along**2 + (along**2).sum(-1, keepdims=True) / support)
-    ends = np.log([own[counts].min() / 10, own[counts].max()])
+    low, high = math.log(own[counts].min() / 10), math.log(own[counts].max())
 
     def mean(step: float) -> list[Array]:
         return [np.tensordot(shares, part, 1) for part in tasks.adapted(step)]
 
-    unit = math.exp(ends.mean())
+    unit = math.exp((low + high) / 2)
     nodes = [mean(unit * i) for i in range(3)]  # one step's mean is a parabola in alpha
 
     def risk(log_step: float) -> float:
@@ -55,11 +55,13 @@ def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> flo
         lagrange = (1 - x) * (2 - x) / 2, x * (2 - x), x * (x - 1) / 2
         q, b, c = ([sum(map(operator.mul, lagrange, part)) for part in zip(*nodes, strict=True)]
                    if steps == 1 else mean(math.exp(log_step)))
-        if np.linalg.eigvalsh(q)[0] <= -_RIDGE * np.trace(q):
+        try:
+            np.linalg.cholesky(q + _RIDGE * np.trace(q) * np.eye(len(q)))
+        except np.linalg.LinAlgError:
             return math.inf  # estimates of which no start is the best
         return float(c - b @ _centre(q, b) / 2)
 
-    grid = np.linspace(*ends, _GRID)
+    grid = np.linspace(low, high, _GRID)
     best = int(np.argmin([risk(at) for at in grid]))
     near = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
     found = minimize_scalar(risk, bounds=near, method="bounded", options={"xatol": 1e-4})
@@ -105,11 +107,12 @@ def ratio(tasks: Observed, quadratic: Quadratic, shares: Array, rng: np.random.G
 
 
 def gains(tasks: Observed, alpha: float, support: float, shares: Array, rng: np.random.Generator,
-           resamples: int) -> dict[tuple[str, str], Interval]:
-    """The gains of the better steps: both risks of every task, from thirds that it is not in."""
-    count, columns = len(shares), 2 + len(_STOPS)
+          resamples: int) -> dict[tuple[str, str], Interval]:
+    """Risk with the step alpha over risk with a better one, by start and step: both of every task,
+    start and step from the thirds that it is not in."""
+    count = len(shares)
     fold = rng.permutation(count) % min(_FOLDS, count)
-    risks = np.empty((len(STARTS), 1 + columns, count))
+    risks = np.empty((len(STARTS), 5, count))  # alpha, rate, whitening, halfway to a full one, full
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         weight = shares[train] if shares[train].any() else np.ones(len(train))
@@ -118,37 +121,45 @@ def gains(tasks: Observed, alpha: float, support: float, shares: Array, rng: np.
         pull = np.einsum("tij,tj->ti", of.covariances, of.optima)
         for i, pair in enumerate(((of.covariances, pull), (q, b))):
             w = _centre(*(np.tensordot(weight, one, 1) for one in pair))
-            steps = [alpha * np.eye(len(w)), *_better(w, of, weight, support)]
-            for j, step in enumerate(steps):
+            rate, white, full = _better(w, of, weight, support)
+            for j, step in enumerate((alpha * np.eye(len(w)), rate, white, (white + full) / 2,
+                                      full)):
                 risks[i, j, test] = judge.risks(w, step)
     picks = np.concatenate([shares[None], _resamples(shares, rng, resamples)])
-    return {(start, name): interval for i, start in enumerate(STARTS)
-            for name, interval in zip(STEPS, (
-                _gain(picks, risks[i, 0], risks[i, 1]), _gain(picks, risks[i, 0], risks[i, 2]),
-                _gain(picks, risks[i, 0], _stopped(risks[i, 3:], fold, shares))), strict=True)}
+    return {(start, name): _gain(picks, each[0], better)
+            for start, each in zip(STARTS, risks, strict=True)
+            for name, better in zip(STEPS, (*each[1:3], _mixed(each[2:], fold, shares)),
+                                    strict=True)}
 
 
-def _better(w: Array, tasks: Observed, weight: Array, support: float) -> list[Array]:
+def _better(w: Array, tasks: Observed, weight: Array,
+            support: float) -> tuple[Array, Array, Array]:
     """The steps that tasks teach from w: a rate; the whitening of their inputs, with the ridge that
-    the number of samples asks for; and a full preconditioner, after each of ``_STOPS``."""
+    the number of samples asks for, at a rate of its own; and a full preconditioner, on the way from
+    there to the best one."""
+    mean, identity = np.tensordot(weight, tasks.covariances, 1), np.eye(len(w))
+    length = math.sqrt(weight @ ((tasks.optima - w) ** 2).sum(1))
+    noise = math.sqrt(weight @ tasks.noise**2) / length if length > 0 else 0.0
+    little = _RIDGE * np.trace(mean) * identity
+    white = whitening.ridge_whitening(mean + little, support, noise).preconditioner
+    white = tasks.rate(w, white, weight) * white
     of = preconditioners.Tasks(tasks.covariances, tasks.optima, weight, 1 / support,
                                tasks.noise**2)
-    mean, identity = np.tensordot(weight, tasks.covariances, 1), np.eye(len(w))
-    error = tasks.optima - w
-    length = math.sqrt(weight @ (error**2).sum(1))
-    noise = math.sqrt(weight @ tasks.noise**2) / length if length > 0 else 0.0
-    ridge = whitening.ridge_whitening(mean + _RIDGE * np.trace(mean) * identity, support, noise)
-    white = ridge.preconditioner
-    path = list(itertools.islice(preconditioners.descend(w, of), max(_STOPS) + 1))
-    return [path[0], preconditioners.rate_along(w, white, of) * white,
-            *(path[min(stop, len(path) - 1)] for stop in _STOPS)]
+    *_, full = itertools.islice(preconditioners.descend(w, of, white), _DESCENT)
+    return tasks.rate(w, identity, weight) * identity, white, full
 
 
-def _stopped(risks: Array, fold: NDArray[np.int64], shares: Array) -> Array:
-    """Of risks [stop, task] those at the stop that is best on the other thirds, [task]."""
-    best = [int(np.argmin(risks[:, fold != part] @ shares[fold != part]))
-            for part in range(fold.max() + 1)]
-    return np.asarray(risks[np.array(best)[fold], np.arange(len(fold))])
+def _mixed(risks: Array, fold: NDArray[np.int64], shares: Array) -> Array:
+    """The risks [task] of white + t (full - white) from those at t = 0, 1/2, 1, [3, task], a
+    parabola in t; t in [0, 1] is the best one on the other thirds."""
+    constant, bend = risks[0], 2 * (risks[0] - 2 * risks[1] + risks[2])
+    slope = risks[2] - risks[0] - bend
+    t = np.empty(len(fold))
+    for part in range(fold.max() + 1):
+        rest = shares * (fold != part)
+        down, up = -(rest @ slope), 2 * (rest @ bend)
+        t[fold == part] = min(max(down / up, 0.0), 1.0) if up > 0 else float(down > -up / 2)
+    return np.asarray(constant + t * slope + t**2 * bend)
 
 
 def _gain(picks: Array, before: Array, after: Array) -> Interval:

@@ -192,7 +192,7 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
     better = {} if steps > 1 else gains(tasks, step, size, shares, rng, int(resamples))
     top = float(landscape.ceiling(spread))
     return Diagnosis(len(shares), q.shape[-1], size, step, int(steps), hardness, spread, top,
-                     float(gaussian.effective_dimension(tasks.covariances).mean()),
+                     float(np.mean((tasks.variances**2).sum(1) / tasks.variances[:, -1] ** 2)),
                      _groups(tasks, hardness, groups, shares), starts, better,
                      advise(starts, better, top, few=few))
 

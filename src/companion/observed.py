@@ -34,6 +34,10 @@ class Observed(Protocol):
         """Second moments of the inputs, or estimates, [task, d, d]."""
 
     @property
+    def variances(self) -> Array:
+        """The eigenvalues of the covariances, rising, [task, d]."""
+
+    @property
     def optima(self) -> Array:
         """Optima, or their least-squares estimates, [task, d]."""
 
@@ -51,6 +55,9 @@ class Observed(Protocol):
     def risks(self, w: Array, preconditioner: Array) -> Array:
         """The risks after one step from w, [task]."""
 
+    def rate(self, w: Array, along: Array, weights: Array) -> float:
+        """The rate r of the least mean risk from w with the preconditioner r ``along``."""
+
     def some(self, index: NDArray[Any]) -> Self:
         """Some of the tasks."""
 
@@ -65,6 +72,11 @@ class Known:
     noise: Array
     support: float
     steps: int = 1
+
+    @cached_property
+    def variances(self) -> Array:
+        """See :class:`Observed`."""
+        return np.asarray(np.linalg.eigvalsh(self.covariances))
 
     @property
     def blur(self) -> Array:
@@ -92,12 +104,18 @@ class Known:
         b = np.einsum("tij,tj->ti", q, self.optima)
         return q, b, (b * self.optima).sum(1) / 2 + rest
 
+    def _weighted(self, weights: Array) -> preconditioners.Tasks:
+        return preconditioners.Tasks(self.covariances, self.optima, weights, 1 / self.support,
+                                     self.noise**2)
+
     def risks(self, w: Array, preconditioner: Array) -> Array:
         """See :class:`Observed`."""
-        count = len(self.optima)
-        return preconditioners.task_risks(w, preconditioner, preconditioners.Tasks(
-            self.covariances, self.optima, np.full(count, 1 / count), 1 / self.support,
-            self.noise**2))
+        alike = np.full(len(self.optima), 1 / len(self.optima))
+        return preconditioners.task_risks(w, preconditioner, self._weighted(alike))
+
+    def rate(self, w: Array, along: Array, weights: Array) -> float:
+        """See :class:`Observed`."""
+        return preconditioners.rate_along(w, along, self._weighted(weights))
 
     def some(self, index: NDArray[Any]) -> Self:
         """See :class:`Observed`."""
@@ -105,32 +123,35 @@ class Known:
                           self.support, self.steps)
 
 
+@dataclass(frozen=True, eq=False)
 class Sampled:
     """Tasks known by data sets ``x`` [sample, d] and ``y`` [sample], as many samples each as there
-    are, adapted in one step of ``support`` samples."""
+    are, adapted in one step of ``support`` samples. See :func:`of_samples`."""
 
-    def __init__(self, x: Sequence[Array], y: Sequence[Array], support: float) -> None:
-        self._x, self._y, self._support = list(x), list(y), support
-        self.covariances = np.stack([one.T @ one / len(one) for one in x])
-        factors = [np.linalg.lstsq(one, labels)[0] for one, labels in zip(x, y, strict=True)]
-        self.optima = np.stack(factors)
-        d = self.optima.shape[1]
-        squares = [np.sum((labels - one @ w) ** 2) / (len(one) - d)
-                   for one, labels, w in zip(x, y, factors, strict=True)]
-        self.noise = np.sqrt(squares)
+    x: Sequence[Array]
+    y: Sequence[Array]
+    support: float
+    covariances: Array
+    optima: Array
+    noise: Array
+
+    @cached_property
+    def variances(self) -> Array:
+        """See :class:`Observed`."""
+        return np.asarray(np.linalg.eigvalsh(self.covariances))
 
     @cached_property
     def blur(self) -> Array:
         """See :class:`Observed`: noise^2 (X.T X)^-1."""
         inverse = np.linalg.pinv(self.covariances, hermitian=True)
-        sizes = [noise**2 / len(x) for noise, x in zip(self.noise, self._x, strict=True)]
+        sizes = [noise**2 / len(x) for noise, x in zip(self.noise, self.x, strict=True)]
         return np.asarray(np.array(sizes)[:, None, None] * inverse)
 
     @cached_property
     def _moments(self) -> Array:
         """The three terms of H, [3, task, d + 1, d + 1]."""
-        found, u = [], 1 / self._support
-        for x, y in zip(self._x, self._y, strict=True):
+        found, u = [], 1 / self.support
+        for x, y in zip(self.x, self.y, strict=True):
             n, z = len(x), np.column_stack([x, y])
             pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
             second, cross, lengths = x.T @ x, x.T @ z, (x * x).sum(1)
@@ -149,10 +170,11 @@ class Sampled:
         h = np.tensordot(np.array([1, -2 * alpha, alpha**2]), self._moments, 1)
         return h[:, :-1, :-1], h[:, :-1, -1], (h[:, -1, -1] - self.noise**2) / 2
 
-    def risks(self, w: Array, preconditioner: Array) -> Array:
-        """See :class:`Observed`."""
-        found, u = [], 1 / self._support
-        for x, y in zip(self._x, self._y, strict=True):
+    def _terms(self, w: Array, preconditioner: Array) -> tuple[Array, Array, Array]:
+        """c, l and q [task] with risk (c - 2 r l + r^2 q)/2 after a step of r ``preconditioner``,
+        the residual variance included."""
+        found, u = [], 1 / self.support
+        for x, y in zip(self.x, self.y, strict=True):
             n, off = len(x), y - x @ w
             slopes = off[:, None] * x
             to = x @ preconditioner  # to @ slopes.T: what each sample's step does to each label
@@ -161,23 +183,46 @@ class Sampled:
             squares = np.sum((to.T @ to) * (slopes.T @ slopes)) - own @ own
             pairs = n * (n - 1)
             apart = (moved @ moved - squares) / (pairs * (n - 2))
-            found.append(off @ off / n - 2 * (off @ moved) / pairs + (1 - u) * apart
-                         + u * squares / pairs)
-        return (np.array(found) - self.noise**2) / 2
+            found.append((off @ off / n, off @ moved / pairs,
+                          (1 - u) * apart + u * squares / pairs))
+        constant, linear, bend = np.array(found).T
+        return constant, linear, bend
+
+    def risks(self, w: Array, preconditioner: Array) -> Array:
+        """See :class:`Observed`."""
+        constant, linear, bend = self._terms(w, preconditioner)
+        return np.asarray((constant - 2 * linear + bend - self.noise**2) / 2)
+
+    def rate(self, w: Array, along: Array, weights: Array) -> float:
+        """See :class:`Observed`; 0 where, by these estimates, any step is worse than none."""
+        _, linear, bend = self._terms(w, along)
+        top, bottom = weights @ linear, weights @ bend
+        return max(float(top / bottom), 0.0) if bottom > 0 else 0.0
 
     def some(self, index: NDArray[Any]) -> Self:
         """See :class:`Observed`."""
-        return type(self)([self._x[i] for i in index], [self._y[i] for i in index], self._support)
+        return type(self)([self.x[i] for i in index], [self.y[i] for i in index], self.support,
+                          self.covariances[index], self.optima[index], self.noise[index])
+
+
+def of_samples(x: Sequence[Array], y: Sequence[Array], support: float) -> Sampled:
+    """The tasks of data sets: least squares for the optima, with the residuals' variance."""
+    optima = np.stack([np.linalg.lstsq(one, labels)[0] for one, labels in zip(x, y, strict=True)])
+    variances = [np.sum((labels - one @ w) ** 2) / (len(one) - len(w))
+                 for one, labels, w in zip(x, y, optima, strict=True)]
+    return Sampled(x, y, support, np.stack([one.T @ one / len(one) for one in x]), optima,
+                   np.sqrt(variances))
 
 
 def sampled(data: Sequence[Any], support: float, *, features: Any = None,
             intercept: bool = False) -> Sampled:
     """Data sets (x, y), one a task, after checks. See :func:`companion.diagnosis.diagnose`."""
-    xs, ys = [], []
+    xs: list[Array] = []
+    ys: list[Array] = []
     for i, pair in enumerate(data):
         require(isinstance(pair, Sequence) and len(pair) == 2, f"data[{i}]", "be a pair (x, y)",
                 type(pair).__name__, "give one pair per task")
-        x, y = pair if features is None else _seen(f"data[{i}]", *pair, features)
+        x, y = pair if features is None else _seen(f"data[{i}]", pair[0], pair[1], features)
         x, y = real(f"data[{i}] x", x), real(f"data[{i}] y", y)
         require(x.ndim == 2, f"data[{i}] x.shape", "be [sample, d]", x.shape,
                 "images need features=, a module that maps them to [sample, d]")
@@ -195,8 +240,8 @@ def sampled(data: Sequence[Any], support: float, *, features: Any = None,
         xs.append(x)
         ys.append(y)
     require(len(xs) > 1, "tasks", "be two or more", len(xs), "one task has no landscape")
-    middle = np.mean([np.linalg.lstsq(x, y)[0] for x, y in zip(xs, ys, strict=True)], axis=0)
-    return Sampled(xs, [y - x @ middle for x, y in zip(xs, ys, strict=True)], support)
+    middle = of_samples(xs, ys, support).optima.mean(0)  # which keeps numbers small
+    return of_samples(xs, [y - x @ middle for x, y in zip(xs, ys, strict=True)], support)
 
 
 def _seen(name: str, images: Any, labels: Any, features: Any) -> tuple[Any, Any]:

@@ -85,6 +85,15 @@ def _matrix(name: str, value: ArrayLike, tasks: Tasks) -> Array:
     return array
 
 
+def _traces(p: Array, s: Array) -> Array:
+    """tr(P.T S P S), [task]; a single rate needs no products."""
+    if np.array_equal(p, p[0, 0] * np.eye(len(p))):
+        return np.asarray(p[0, 0] ** 2 * np.einsum("tij,tij->t", s, s))
+    product = s @ p
+    other = product.swapaxes(1, 2) if np.array_equal(p, p.T) else p @ s
+    return np.asarray(np.einsum("tij,tij->t", product, other))
+
+
 def task_risks(w: ArrayLike, preconditioner: ArrayLike, tasks: Tasks) -> Array:
     """The excess risk of every task after the step, [task]: the formula at the head."""
     start, p = _start(w, tasks), _matrix("preconditioner", preconditioner, tasks)
@@ -94,7 +103,7 @@ def task_risks(w: ArrayLike, preconditioner: ArrayLike, tasks: Tasks) -> Array:
     risks = np.einsum("ti,tij,tj->t", left, s, left, optimize=True)
     if tasks.inverse_support:
         seen = np.einsum("ti,tij,tj->t", move, s, move, optimize=True)
-        risks = risks + tasks.inverse_support * seen + size * (s @ p * (p @ s)).sum((1, 2))
+        risks = risks + tasks.inverse_support * seen + size * _traces(p, s)
     return np.asarray(risks / 2)
 
 
@@ -112,7 +121,7 @@ def rate_along(w: Array, along: Array, tasks: Tasks) -> float:
     move, s = slope @ along.T, tasks.covariances
     bottom = (1 + tasks.inverse_support) * np.einsum("ti,tij,tj->t", move, s, move, optimize=True)
     if tasks.inverse_support:
-        bottom = bottom + size * (s @ along * (along @ s)).sum((1, 2))
+        bottom = bottom + size * _traces(along, s)
     top, below = tasks.weights @ (slope * move).sum(1), tasks.weights @ bottom
     return float(top / below) if below > 0 else 0.0
 
