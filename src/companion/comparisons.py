@@ -100,27 +100,29 @@ def ratio(tasks: Observed, quadratic: Quadratic, shares: Array, rng: np.random.G
     every = _log_ratios(np.concatenate([
         shares[None], shares * (1 - np.eye(len(shares)))[shares > 0],
         _resamples(shares, rng, resamples)]), tasks, quadratic)
+    if np.abs(every[:count + 1]).max() >= _FAR:  # a risk estimated as 0 or less: too few samples
+        return Interval(1.0, 1.0, math.inf)
     bias = (count - 1) * (every[1:count + 1].mean() - every[0])
     low, high = np.quantile(every[count + 1:], [0.025, 0.975]) - 2 * bias
     value = min(max(every[0] - bias, low), high)
-    return Interval(*(math.exp(max(number, 0.0)) for number in (value, low, high)))
+    return Interval(*(math.inf if number >= _FAR else math.exp(max(number, 0.0))
+                      for number in (value, low, high)))
 
 
-def gains(tasks: Observed, alpha: float, support: float, shares: Array, rng: np.random.Generator,
-          resamples: int) -> dict[tuple[str, str], Interval]:
+def gains(tasks: Observed, quadratic: Quadratic, alpha: float, support: float, shares: Array,
+          rng: np.random.Generator, resamples: int) -> dict[tuple[str, str], Interval]:
     """Risk with the step alpha over risk with a better one, by start and step: both of every task,
     start and step from the thirds that it is not in."""
     count = len(shares)
     fold = rng.permutation(count) % min(_FOLDS, count)
+    pull = np.einsum("tij,tj->ti", tasks.covariances, tasks.optima)
     risks = np.empty((len(STARTS), 5, count))  # alpha, rate, whitening, halfway to a full one, full
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         weight = shares[train] if shares[train].any() else np.ones(len(train))
         of, judge, weight = tasks.some(train), tasks.some(test), weight / weight.sum()
-        q, b, _ = of.adapted(alpha)
-        pull = np.einsum("tij,tj->ti", of.covariances, of.optima)
-        for i, pair in enumerate(((of.covariances, pull), (q, b))):
-            w = _centre(*(np.tensordot(weight, one, 1) for one in pair))
+        for i, pair in enumerate(((tasks.covariances, pull), quadratic[:2])):
+            w = _centre(*(np.tensordot(weight, one[train], 1) for one in pair))
             rate, white, full = _better(w, of, weight, support)
             for j, step in enumerate((alpha * np.eye(len(w)), rate, white, (white + full) / 2,
                                       full)):

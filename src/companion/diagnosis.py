@@ -128,6 +128,10 @@ def _texts(interval: Interval) -> tuple[str, str]:
     return f"{interval.value:.3g}", f"[{interval.low:.3g}, {interval.high:.3g}]"
 
 
+def _said(interval: Interval) -> str:
+    return " ".join(_texts(interval))
+
+
 def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = None, *,
              data: Sequence[Any] | None = None, features: Callable[[Any], Any] | None = None,
              intercept: bool = False, groups: Sequence[Any] | None = None,
@@ -189,7 +193,8 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
     spread = gaussian.hardness_spread(tasks.covariances, step, size, shares, steps=int(steps))
     rng, few = stream(seed, "diagnosis"), len(shares) < _FEW
     starts = ratio(tasks, quadratic, shares, rng, int(resamples))
-    better = {} if steps > 1 else gains(tasks, step, size, shares, rng, int(resamples))
+    better = {} if steps > 1 else gains(tasks, quadratic, step, size, shares, rng,
+                                            int(resamples))
     top = float(landscape.ceiling(spread))
     return Diagnosis(len(shares), q.shape[-1], size, step, int(steps), hardness, spread, top,
                      float(np.mean((tasks.variances**2).sum(1) / tasks.variances[:, -1] ** 2)),
@@ -239,18 +244,18 @@ def advise(ratio: Interval, gains: Mapping[tuple[str, str], Interval], ceiling: 
     if worth:
         top = max(worth.values(), key=lambda gain: gain.value)
         name, gain = next(pair for pair in worth.items() if pair[1].value >= top.low)
-        step = f"{'the ' if name == 'whitening' else 'a '}{name} divides the risk by {gain}"
+        step = f"{'the ' if name == 'whitening' else 'a '}{name} divides the risk by {_said(gain)}"
     if helps:
-        return f"Train with MAML: its start divides the risk of NAL's by {ratio}" + (
+        return f"Train with MAML: its start divides the risk of NAL's by {_said(ratio)}" + (
             f", and from there {step}." if step else ".")
     if idle and step:
         return f"The inner step, not the initialisation, is what helps: {step}; {most}."
     if step:
         return (f"Learn the inner step first: {step}; too few tasks or samples to tell what MAML's "
-                f"start gains, {ratio}.")
+                f"start gains, {_said(ratio)}.")
     if not idle:
         return ("Too few tasks or samples to tell: the risk of NAL's start over MAML's is "
-                f"{ratio}.")
+                f"{_said(ratio)}.")
     tops = [gain.high for gain in mine.values()]
     rest = "" if not tops else (f", and a better step at most {_percent(max(tops))}"
                                 if max(tops) < _WORTH else
