@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WORTH = 1.1  # a ratio of risks from which on a gain is worth its trouble
+_SHOWN, _TICKS = (0.1, 1000.0), (0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10, 30, 100, 1000)
 _FEW = 8  # tasks: below, no interval tells
 
 
@@ -108,15 +109,18 @@ class Diagnosis:
         bars = {"NAL / MAML": self.ratio} | {": ".join(key): gain
                                              for key, gain in self.gains.items()}
         for i, each in enumerate(bars.values()):
-            high = min(each.high, 1e3)
-            right.plot([max(each.low, 1e-3), high], [i, i], color=figures.INK)
-            right.plot(min(each.value, high), i, "o", color=figures.MAML if i else figures.NAL)
-        if math.isfinite(self.ceiling):
+            low, value, high = np.clip((each.low, each.value, each.high), *_SHOWN)
+            right.plot([low, high], [i, i], color=figures.INK)
+            right.plot(value, i, "o", color=figures.MAML if i else figures.NAL)
+        if self.ceiling < _SHOWN[1]:
             right.plot([self.ceiling] * 2, [-0.4, 0.4], color=figures.FAINT)
-            right.annotate("ceiling", (self.ceiling, 0.4), va="bottom", ha="center", fontsize=9,
-                           color=figures.FAINT)
+            right.text(self.ceiling, 0.45, "ceiling", va="top", ha="right", color=figures.FAINT)
         right.axvline(1, color=figures.FAINT, linewidth=0.8)
         right.set(xscale="log", xlabel="ratio of risks, with 95 % interval")
+        least, most = right.get_xlim()
+        ticks = [tick for tick in _TICKS if least <= tick <= most]
+        right.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        right.minorticks_off()
         right.set_yticks(range(len(bars)), labels=list(bars))
         right.invert_yaxis()
         return made
