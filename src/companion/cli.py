@@ -1,15 +1,17 @@
-"""The command line: ``companion list``, ``run``, ``verify``, ``data``."""
+"""The command line: ``companion list``, ``run``, ``verify``, ``data``, ``diagnose``."""
 
+import math
 import sys
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from companion import claims, errors, experiments, paths, records, runs
+from companion import checks, claims, errors, experiments, paths, records, runs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Run the companion's experiments. Example: companion run linear --profile "
@@ -75,6 +77,40 @@ def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, f
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
     at = "drawn" if name == "glyphs" else f"under {paths.data()}"
     print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {at}")
+
+
+@app.command("diagnose")
+def diagnose(
+        file: Annotated[Path, typer.Argument(
+            help=".npz with covariances and optima, or x and y, or .csv with a row a sample")],
+        support: Annotated[float, typer.Option(
+            help="samples in the inner step; inf is the full batch")] = math.inf,
+        noise: Annotated[float, typer.Option(
+            help="standard deviation of the labels' noise; of samples it is estimated")] = 0.0,
+        alpha: Annotated[float | None, typer.Option(
+            help="the inner step; by default MAML's best")] = None,
+        intercept: Annotated[bool, typer.Option(
+            "--intercept", help="add a feature 1 to the samples")] = False,
+        task: Annotated[str, typer.Option(help="the column of a .csv that tells tasks apart")
+                        ] = "task",
+        target: Annotated[str, typer.Option(help="the column of a .csv with the labels")] = "y",
+        figure: Annotated[Path | None, typer.Option(help="save a picture there, .png")] = None,
+        ) -> None:
+    """What tasks of your own let one learn. Example: companion diagnose tasks.csv --support 10"""
+    from companion import diagnosis, task_files  # only here: pandas and scipy take a second
+
+    if figure is not None:
+        checks.require(figure.suffix == ".png" and figure.absolute().parent.is_dir(), "figure",
+                       "be a .png in a folder that is there", figure, "name another")
+    found = diagnosis.diagnose(**task_files.read(file, task=task, target=target), support=support,
+                               noise=noise, alpha=alpha, intercept=intercept)
+    table = Table("what", "value", "95 %, or a remark")
+    for row in found.rows():
+        table.add_row(*row)
+    Console().print(table)
+    print(found.advice)
+    if figure is not None:
+        found.figure().savefig(figure)
 
 
 def main() -> None:

@@ -1,0 +1,69 @@
+"""Tasks from a file, as arguments of :func:`companion.diagnosis.diagnose`."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from companion.checks import require
+from companion.errors import DataError, MissingData
+
+_MOMENTS, _SAMPLES = ("covariances", "optima"), ("x", "y")
+
+
+def read(path: Path, *, task: str = "task", target: str = "y") -> dict[str, Any]:
+    """The tasks in a file. An ``.npz`` has arrays ``covariances`` and ``optima``, or ``x`` [task,
+    sample, d] and ``y`` [task, sample], and maybe ``weights`` and ``groups`` [task]. A ``.csv`` has
+    a row a sample, with the column ``task`` that says of which one, ``target`` for its label, and
+    features in all the others. DataError: no such file (MissingData), or not one of these."""
+    if not path.is_file():
+        raise MissingData(f"{path} must be a file, got none there; name an .npz or a .csv file")
+    kinds = {".npz": lambda: _arrays(path), ".csv": lambda: _table(path, task, target)}
+    require(path.suffix in kinds, str(path), "end in .npz or .csv", path.suffix or "no ending",
+            "see companion diagnose --help")
+    return kinds[path.suffix]()
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            held = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise DataError(f"{path} must be an .npz archive of numbers, got one that cannot be read "
+                        f"({error}); write it with numpy.savez") from error
+    more = {name: held[name] for name in ("weights", "groups") if name in held}
+    for names in (_MOMENTS, _SAMPLES):
+        if set(names) <= held.keys():
+            break
+    else:
+        raise DataError(f"{path} must hold covariances and optima, or x and y, got "
+                        f"{', '.join(held) or 'nothing'}; rename its arrays")
+    if names == _MOMENTS:
+        return {name: held[name] for name in names} | more
+    x, y = held["x"], held["y"]
+    require(x.ndim == 3 and y.shape == x.shape[:2], f"x and y of {path}",
+            "be [task, sample, d] and [task, sample]", (x.shape, y.shape), "stack one set per task")
+    return {"data": list(zip(x, y, strict=True))} | more
+
+
+def _table(path: Path, task: str, target: str) -> dict[str, Any]:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # which pandas' own errors are
+        raise DataError(f"{path} must be a table with a header, got one that cannot be read "
+                        f"({error}); write it as comma-separated values") from error
+    for option, column in (("task", task), ("target", target)):
+        if column not in table:
+            raise DataError(f"{path} must have the column {column!r}, got "
+                            f"{', '.join(map(str, table.columns))}; name it with --{option}")
+    features = table.columns.drop([task, target])
+    require(len(features) > 0, f"the columns of {path}", "hold a feature or more", 0,
+            "only the task and the target are there")
+    for column in (*features, target):
+        if table[column].dtype.kind not in "iufb":
+            raise DataError(f"{path} must have numbers in the column {column!r}, got "
+                            f"{table[column].iloc[0]!r}; leave it out, or encode it")
+    return {"data": [(rows[features].to_numpy(float), rows[target].to_numpy(float))
+                     for _, rows in table.groupby(task, sort=False)]}
