@@ -16,6 +16,7 @@ from companion.experiments import (
     race,
     rules,
     shallow,
+    shares,
     transplant,
     two_layer,
 )
@@ -24,7 +25,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (linear, race, equal_hardness, finite_tasks, two_layer, image_tasks,
                    controlled_images, landscape_images, shallow, learned_step, ladder,
-                   linear_layers, rules, freezing, transplant, depth_images)}
+                   linear_layers, rules, freezing, transplant, depth_images, shares)}
 
 
 def get(name: str) -> Experiment:
