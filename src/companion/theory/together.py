@@ -292,7 +292,6 @@ def fewest_samples(rho_easy: float, rho_hard: float, dim: int) -> float:
     NAL's start with the rate 2m/((m + d + 1)(rho_E + rho_H)) that leaves both groups equally hard
     is the best there is, and the ratio 1; above m* MAML gains. A full P with the start on the line
     is the case ``dim=1``. inf at rho_E = rho_H. ValueError: a variance <= 0, a dim below 1."""
-    mixture = Mixture(rho_easy, rho_hard, dim, 1, 0.0)
-    (easy, hard), d = _groups(mixture).rho, dim
+    easy, hard = _groups(Mixture(rho_easy, rho_hard, dim, 1, 0.0)).rho
     apart = (easy - hard) * (easy**3 - hard**3)
-    return float((d + 1) * easy * hard * (easy + hard) ** 2 / apart) if apart else float("inf")
+    return float((dim + 1) * easy * hard * (easy + hard) ** 2 / apart) if apart else float("inf")
