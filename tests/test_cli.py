@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from companion import claims
+import companion as package
+from companion import claims, cli
 from companion.experiments import EXPERIMENTS
 
 
@@ -88,8 +92,102 @@ def test_verify_fails_where_any_record_is_altered(tmp_path: Path, profile: str) 
     assert "table.csv must have the hash" in said
 
 
-@pytest.mark.parametrize("command", [[], ["list"], ["run"], ["verify"], ["data"]])
+@pytest.mark.parametrize("command", [[], ["list"], ["run"], ["verify"], ["data"], ["diagnose"]])
 def test_help_has_an_example(tmp_path: Path, command: list[str]) -> None:
     code, said = companion(*command, "--help", results=tmp_path)
     assert code == 0
     assert f"Example: companion {' '.join(command)}" in said
+
+
+def regressions() -> tuple[np.ndarray, np.ndarray]:
+    """Twelve tasks of 30 samples and two features, half of them easy."""
+    rng = np.random.default_rng(0)
+    hard = np.arange(12) % 2
+    x = rng.standard_normal((12, 30, 2)) * np.where(hard, 0.4, 1.0)[:, None, None]
+    optima = rng.standard_normal((12, 2)) * np.where(hard, 0.1, 1.0)[:, None]
+    y = np.einsum("tnd,td->tn", x, optima) + 0.1 * rng.standard_normal((12, 30))
+    return x, y
+
+
+def test_diagnose_a_table(tmp_path: Path) -> None:
+    """Tasks may be in any order of rows; the columns have names of their own."""
+    x, y = regressions()
+    rows = pd.DataFrame({"a": x[..., 0].ravel(), "who": np.repeat(np.arange(12), 30),
+                         "out": y.ravel(), "b": x[..., 1].ravel()})
+    file, picture = tmp_path / "tasks.csv", tmp_path / "picture.png"
+    rows.to_csv(file, index=False)
+    code, said = companion("diagnose", str(file), "--task", "who", "--target", "out", "--support",
+                           "10", "--figure", str(picture), results=tmp_path)
+    assert code == 0
+    found = package.diagnose(data=list(zip(x, y, strict=True)), support=10)
+    assert found.advice in said
+    assert " ".join(found.ratio.texts) in " ".join(said.replace("│", " ").split())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+         ) -> Callable[..., tuple[int, str]]:
+    """The command in this process, for a start takes seconds: its code, and what it said."""
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["companion", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), "".join(capsys.readouterr())
+
+    return call
+
+
+def test_diagnose_arrays(tmp_path: Path, here: Callable[..., tuple[int, str]]) -> None:
+    x, y = regressions()
+    covariances = np.einsum("tni,tnj->tij", x, x) / 30
+    optima = np.stack([np.linalg.lstsq(a, b)[0] for a, b in zip(x, y, strict=True)])
+    weights, groups = np.arange(1.0, 13), np.arange(12) % 2
+    np.savez(tmp_path / "a.npz", covariances=covariances, optima=optima, weights=weights,
+             groups=groups)
+    np.savez(tmp_path / "b.npz", x=x, y=y)
+    code, said = here("diagnose", str(tmp_path / "a.npz"), "--alpha", "0.5", "--noise", "0.1",
+                      "--support", "8")
+    found = package.diagnose(covariances, optima, weights=weights, groups=groups, alpha=0.5,
+                             noise=0.1, support=8)
+    assert (code, found.advice in said, "group 1" in said) == (0, True, True)
+    code, said = here("diagnose", str(tmp_path / "b.npz"), "--intercept")
+    assert (code, "12, 3" in said) == (0, True)
+    assert package.diagnose(data=list(zip(x, y, strict=True)), intercept=True).advice in said
+
+
+@pytest.mark.parametrize(("name", "content", "options", "message"), [
+    ("none.npz", None, [], "none.npz must be a file, got none there"),
+    ("tasks.txt", b"1", [], "tasks.txt must end in .npz or .csv, got .txt"),
+    ("broken.npz", b"PK\x03\x04 broken", [], "broken.npz must be an .npz archive of numbers"),
+    ("empty.npz", b"", [], "empty.npz must be an .npz archive of numbers"),
+    ("pickled.npz", {"x": np.array([{}]), "y": np.zeros(1)}, [],
+     "pickled.npz must be an .npz archive of numbers"),
+    ("other.npz", {"z": np.zeros(2)}, [], "must hold covariances and optima, or x and y, got z"),
+    ("shape.npz", {"x": np.zeros((2, 5, 1)), "y": np.zeros((2, 4))}, [],
+     "must be [task, sample, d] and [task, sample], got ((2, 5, 1), (2, 4))"),
+    ("few.npz", {"x": np.ones((2, 3, 2)), "y": np.zeros((2, 3))}, [],
+     "must be at least d + 2 = 4 for 2 features"),
+    ("empty.csv", b"", [], "empty.csv must be a table with a header"),
+    ("columns.csv", b"a,y\n1,2\n", [], "must have the column 'task', got a, y; name it with"),
+    ("target.csv", b"task,a\n1,2\n", [], "must have the column 'y', got task, a; name it with"),
+    ("alone.csv", b"task,y\n1,2\n", [], "must hold a feature or more, got 0"),
+    ("words.csv", b"task,a,y\n1,red,2\n", [], "must have numbers in the column 'a', got 'red'"),
+    ("gaps.csv", b"task,a,y\n1,,2\n1,1,2\n1,2,2\n", [], "data[0] x must be finite, got nan"),
+    ("x.npz", {"x": np.ones((2, 9, 2)), "y": np.zeros((2, 9))}, ["--figure", "nowhere/a.png"],
+     "figure must be a .png in a folder that is there, got nowhere/a.png"),
+    ("x.npz", {"x": np.ones((2, 9, 2)), "y": np.zeros((2, 9))}, ["--support", "0"],
+     "support must be at least 1, got 0"),
+])
+def test_diagnose_refuses(tmp_path: Path, here: Callable[..., tuple[int, str]], name: str,
+                          content: object, options: list[str], message: str) -> None:
+    file = tmp_path / name
+    if isinstance(content, dict):
+        np.savez(file, **content)
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    code, said = here("diagnose", str(file), *options)
+    assert code == 2
+    assert said.startswith("companion: ")
+    assert message in said
+    assert said.count("\n") == 1

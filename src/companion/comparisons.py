@@ -24,6 +24,7 @@ STEPS = ("learned rate", "whitening", "full preconditioner")  # beyond the step 
 STARTS = ("NAL", "MAML")
 _FOLDS, _DESCENT = 3, 4  # of the tasks; preconditioners on the way to a full one
 _RIDGE = 1e-12  # relative, of the means that are solved: some direction may be left to no task
+_TINY = 1e-200  # the same where nothing is left of any task
 _FAR = 50.0  # a log ratio that stands for infinity
 _GRID = 40  # of steps between the least and the largest that may be best
 _BLOCK = 2**22  # numbers of resampled matrices held at once
@@ -32,8 +33,8 @@ _BLOCK = 2**22  # numbers of resampled matrices held at once
 def _centre(matrix: Array, vector: Array) -> Array:
     """Minimisers of w.M w/2 - v.w, [..., d]."""
     d = matrix.shape[-1]
-    little = _RIDGE * np.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / d * np.eye(d)
-    return np.asarray(np.linalg.solve(matrix + little, vector[..., None])[..., 0])
+    little = _RIDGE * np.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / d + _TINY
+    return np.asarray(np.linalg.solve(matrix + little * np.eye(d), vector[..., None])[..., 0])
 
 
 def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> float:

@@ -188,7 +188,11 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
         require(features is None and not intercept, "features and intercept", "come with data",
                 "covariances", "leave them out")
         tasks = known(covariances, optima, noise, size, steps)  # type: ignore[arg-type]
+    most = tasks.variances[:, -1]
+    require(most > 0, "the largest variance of a task's inputs", "be positive", most,
+            "drop tasks without inputs")
     shares = gaussian._check_weights(weights, len(tasks.optima))
+    labels = _labels(groups, len(shares))
     at_least("resamples", resamples, 20, "200 is usual", whole=True)
     step = best_step(tasks, shares, size, int(steps)) if alpha is None else one_number(
         "alpha", step_size(alpha))
@@ -202,22 +206,28 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
     top = float(landscape.ceiling(spread))
     return Diagnosis(len(shares), q.shape[-1], size, step, int(steps), hardness, spread, top,
                      float(np.mean((tasks.variances**2).sum(1) / tasks.variances[:, -1] ** 2)),
-                     _groups(tasks, hardness, groups, shares), starts, better,
+                     _groups(tasks, hardness, labels, shares), starts, better,
                      advise(starts, better, top, few=few))
 
 
-def _groups(tasks: Observed, hardness: Array, groups: Sequence[Any] | None,
-            shares: Array) -> Groups:
+def _labels(groups: Sequence[Any] | None, tasks: int) -> NDArray[Any] | None:
     if groups is None:
+        return None
+    labels = np.asarray(groups)
+    require(labels.shape == (tasks,), "groups.shape", f"be [task] = {(tasks,)}", labels.shape,
+            "give one label per task")
+    kinds = len(np.unique(labels))
+    require(kinds > 1, "groups", "be two or more", kinds, "leave groups out")
+    return labels
+
+
+def _groups(tasks: Observed, hardness: Array, labels: NDArray[Any] | None,
+            shares: Array) -> Groups:
+    if labels is None:
         hard = np.argsort(np.argsort(hardness)) >= (len(hardness) + 1) // 2
         names = "the harder half", "the other half"
     else:
-        labels = np.asarray(groups)
-        require(labels.shape == hardness.shape, "groups.shape", f"be [task] = {hardness.shape}",
-                labels.shape, "give one label per task")
-        kinds = np.unique(labels)
-        require(len(kinds) > 1, "groups", "be two or more", len(kinds), "leave groups out")
-        hardest = max(kinds, key=lambda kind: hardness[labels == kind].mean())
+        hardest = max(np.unique(labels), key=lambda kind: hardness[labels == kind].mean())
         hard, names = labels == hardest, (f"group {hardest}", "the other groups")
     metric, centres, spreads = np.tensordot(shares, tasks.covariances, 1), [], []
     blurs = np.einsum("tij,ij->t", tasks.blur, metric)

@@ -28,9 +28,10 @@ def read(path: Path, *, task: str = "task", target: str = "y") -> dict[str, Any]
 
 def _arrays(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             held = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError,
+            TypeError) as error:
         raise DataError(f"{path} must be an .npz archive of numbers, got one that cannot be read "
                         f"({error}); write it with numpy.savez") from error
     more = {name: held[name] for name in ("weights", "groups") if name in held}
