@@ -54,6 +54,9 @@ class Config:
     first: int = 0
 
 
+_LONGER = Sizes(budget=replace(Sizes().budget, steps=600))
+_MAML = ("learned rate", "LinNet", "KFO", *RATES[1:], "Meta-Curvature")
+
 PROFILES = {
     "quick": Config(
         {"glyphs": Setting("glyphs", 5, 1, 0.4)},
@@ -72,11 +75,12 @@ PROFILES = {
     # some of full once more, to be run on another machine
     "again": Config(alphas=_CHOSEN, deep={"MAML": ("LinNet",)}, fewer=(), seeds=4),
     "large": Config(
-        {"omniglot, 20 ways": Setting("omniglot", 20, 1, 0.4),
-         "cifar_fs": Setting("cifar_fs", 5, 5, 0.4)},
-        Sizes(budget=replace(Sizes().budget, steps=600)),
-        {"MAML": ("learned rate", "LinNet", "KFO", *RATES[1:], "Meta-Curvature"),
-         "ANIL": ("LinNet",), "BOIL": ("LinNet",)}, fewer=(2,), shallow=("learned rate",),
+        {"omniglot, 20 ways": Setting("omniglot", 20, 1, 0.4)}, _LONGER,
+        {"MAML": _MAML, "ANIL": ("LinNet",), "BOIL": ("LinNet",)}, fewer=(2,),
+        shallow=("learned rate",), alphas=_CHOSEN, seeds=4),
+    "colours": Config(
+        {"cifar_fs": Setting("cifar_fs", 5, 5, 0.4)}, _LONGER,
+        {"MAML": _MAML, "ANIL": ("LinNet",)}, fewer=(2,), shallow=("learned rate",),
         alphas=_CHOSEN, seeds=4),
 }
 

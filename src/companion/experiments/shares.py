@@ -111,8 +111,11 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     for seed in range(config.seeds):
         rng = stream(seed, f"shares/{point['family']}")
         draw = SYNTHETIC.get(point["family"])
-        drawn = (draw(rng, 2 * config.tasks) if draw else
-                 _images(config, *point["family"].split(", "), rng, 2 * config.tasks))
+        if draw is None:
+            source, hard = point["family"].split(", ")
+            drawn = _images(config, source, hard, rng, 2 * config.tasks)
+        else:
+            drawn = draw(rng, 2 * config.tasks)
         train, test = drawn.every_other(0), drawn.every_other(1)
         tasks = (train.covariances, train.optima, support, None, train.noise)
         nal, identity = gaussian.minimiser_nal(*tasks[:2]), np.eye(train.optima.shape[1])
