@@ -1,207 +1,154 @@
 """Start and step learned together on easy and hard tasks: trained against predicted (both papers).
 
-One inner step on linear regressions of :class:`companion.theory.landscape.Mixture`, the hard centre
-at 0 and the easy one on the first axis. MAML learns the start with one rate, with a preconditioner
-(KFO, which for one output is any matrix), or with layers; NAL's start gets the rate, the
-preconditioner, or the layers of a deep model trained by NAL from a small or a large start and one
-learned rate.
+One inner step on the linear regressions of :class:`companion.theory.landscape.Mixture`. MAML learns
+its start with one rate, with a full preconditioner P (KFO: for one output, any matrix) or with more
+layers. NAL's start gets a learned rate or P; a deep one, trained by NAL, a learned rate.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
 
-from companion import nets, tables, training
-from companion.checks import Array
+from companion import nets, tables
 from companion.experiment import Experiment, rounded
-from companion.fleets import Budget, Model, scores, start, train
-from companion.losses import squared_error
+from companion.fleets import Budget, Model, start, train
+from companion.measures.linear_steps import risks, rule_alone
+from companion.measures.quotients import Quotient, quotients, towards_theory
 from companion.meta_optimizers import Params
 from companion.objectives import joined, parted
 from companion.records import Point, Record, Row
 from companion.tables import Finding
-from companion.tasks import Fleet, Task, normal_draws
-from companion.theory import depth, together
+from companion.tasks import Fleet
+from companion.tasks.mixtures import mixture_fleet
+from companion.theory import together
 from companion.theory.landscape import Mixture
 
-RATE, FULL = "one rate", "full P"
-ARMS = (RATE, FULL, "deep", "deep, 3 layers")
-NAL_ARMS = (RATE, FULL, "deep, small start", "deep, large start")
+RATE, FULL, DEEP, SMALL = "one rate", "full P", "deep", "deep, small start"
 
 
 @dataclass(frozen=True)
 class Config:
-    """``mixtures`` change some of ``base``, and ``sides`` are those of which the theory says that a
-    full P raises the gain (1), or lowers it (-1), by some percent. ``alpha`` is the inner rate that
-    rules and layers begin at; ``scales`` are those of the deep starts of NAL."""
+    """``mixtures`` change some of ``base``, a support of None is the full batch; those in
+    ``deeper`` have more deep models. The inner ``alphas`` to start from and the outer ``rates`` are
+    for one layer and for more; ``scales`` are those of NAL's deep starts. From the logarithm
+    ``least`` of a quotient on a side is predicted."""
 
     base: Mapping[str, float] = field(default_factory=lambda: {
         "rho_easy": 0.9, "rho_hard": 0.1, "dim": 10, "support": 20, "distance": 3.0,
         "var_easy": 1.0, "var_hard": 0.01})
-    mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: {
-        "full batch": {"support": math.inf},
-        "full batch, spread": {"support": math.inf, "var_hard": 1.0},
-        "full batch, nearer": {"support": math.inf, "rho_hard": 0.5},
-        "100 samples": {"support": 100}, "20 samples": {}, "5 samples": {"support": 5},
-        "tight": {"var_easy": 0.01}, "equal curvature": {"rho_hard": 0.9},
-        "one centre": {"distance": 0.0}})
-    alpha: float = 0.1
-    scales: tuple[float, float] = (0.1, 1.0)
+    mixtures: Mapping[str, Mapping[str, float | None]] = field(default_factory=lambda: {
+        "full batch": {"support": None}, "100 samples": {"support": 100}, "20 samples": {},
+        "5 samples": {"support": 5}, "full batch, spread": {"support": None, "var_hard": 1.0},
+        "full batch, nearer": {"support": None, "rho_hard": 0.5}, "tight": {"var_easy": 0.01},
+        "equal curvature": {"rho_hard": 0.9}, "one centre": {"distance": 0.0}})
+    deeper: Sequence[str] = ("full batch", "100 samples", "20 samples")
+    alphas: tuple[float, float] = (1.0, 0.1)
+    rates: tuple[float, float] = (0.05, 0.03)
+    scales: Mapping[str, float] = field(default_factory=lambda: {SMALL: 0.1, "deep, start": 1.0})
+    least: float = 0.005
     seeds: Sequence[int] = tuple(range(20))
-    budget: Budget = Budget(steps=1500, tasks=40, rate=0.02, test_tasks=2000)
+    budget: Budget = Budget(steps=1000, tasks=20, rate=0.05, test_tasks=1000)
 
 
 PROFILES = {
-    "quick": Config(mixtures={"full batch": {"support": math.inf}, "20 samples": {}},
-                    seeds=tuple(range(5)),
-                    budget=replace(Config.budget, steps=300, test_tasks=500)),
+    "quick": Config(mixtures={"full batch": {"support": None}, "20 samples": {}},
+                    deeper=("20 samples",), seeds=tuple(range(5)),
+                    budget=replace(Config.budget, steps=300, test_tasks=200)),
     "full": Config(),
 }
 
 
 def points(config: Config) -> list[Point]:
     """Every arm on every mixture."""
+    usual = [("maml", RATE), ("maml", FULL), ("maml", DEEP), ("nal", RATE), ("nal", FULL)]
+    more = [("maml", "deep, 3 layers"), *(("nal", name) for name in config.scales)]
     return [{"mixture": name, "method": method, "arm": arm} for name in config.mixtures
-            for method, arms in (("maml", ARMS), ("nal", NAL_ARMS)) for arm in arms]
+            for method, arm in (*usual, *(more if name in config.deeper else ()))]
 
 
 def mixture_of(config: Config, name: str) -> Mixture:
-    """A mixture of the config, by name; its ``alpha`` is not used."""
-    return Mixture(**dict(config.base) | dict(config.mixtures[name]), alpha=config.alpha)
-
-
-def fleet_of(config: Config, mixture: Mixture) -> Fleet:
-    """A run for every seed. The expected loss is exact: that of the d points sqrt(rho d) e_i, on
-    which a model also adapts where the support is the full batch."""
-    dim, distance = int(config.base["dim"]), float(np.asarray(mixture.distance))
-    whole = math.isinf(mixture.support)
-    samples = 1 if whole else int(np.asarray(mixture.support))
-    cut = NormalDist().inv_cdf(1 - float(np.asarray(mixture.hard_fraction)))
-    eye = torch.eye(dim, dtype=torch.float64)
-
-    def make(normal: dict[str, torch.Tensor]) -> Task:
-        hard = (normal["group"][0] > cut).to(eye)
-        rho, variance = (float(a) + hard * (float(b) - float(a)) for a, b in (
-            (mixture.rho_easy, mixture.rho_hard), (mixture.var_easy, mixture.var_hard)))
-        optimum = (1 - hard) * distance * eye[0] + (variance / dim).sqrt() * normal["task"]
-        query = (rho * dim).sqrt() * eye
-        x = query if whole else rho.sqrt() * normal["x"]
-        return Task((x, x @ optimum), (query, query @ optimum))
-
-    draw = normal_draws(lambda tasks, query: {
-        "group": (tasks, 1), "task": (tasks, dim), "x": (tasks, samples, dim)})
-    alphas = torch.full((len(config.seeds),), config.alpha, dtype=torch.float64)
-    return Fleet("together", tuple(config.seeds), (), alphas, draw, make, squared_error,
-                 training_dtype=torch.float64)
+    """A mixture of the config; its ``alpha`` is not used."""
+    fields = dict(config.base) | dict(config.mixtures[name])
+    return Mixture(**fields | {"support": fields["support"] or math.inf}, alpha=0.0)
 
 
 def model_of(config: Config, point: Point) -> Model:
     """The network and the rule of an arm."""
-    dim, arm, method = int(config.base["dim"]), point["arm"], point["method"]
+    dim, arm = int(config.base["dim"]), point["arm"]
     layers = 1 if arm in (RATE, FULL) else 3 if "3" in arm else 2
-    rule = "KFO" if arm == FULL else "learned rate" if layers == 1 or method == "nal" else "SGD"
-    return Model(nets.deep_linear((*[dim] * layers, 1)), rule=rule)
-
-
-def held(optimizer: training.Optimizer) -> training.Optimizer:
-    """The optimizer for a rule alone: the network stays as it is."""
-    def update(gradients: Params, moments: Params, step: int) -> tuple[Params, Params]:
-        updates, moments = optimizer.update(gradients, moments, step)
-        params, rule = parted(updates)
-        return joined({name: torch.zeros_like(u) for name, u in params.items()}, rule), moments
-
-    return training.Optimizer(optimizer.init, update)
+    plain = "SGD" if layers > 1 and point["method"] == "maml" else "learned rate"
+    return Model(nets.deep_linear((*[dim] * layers, 1)), rule="KFO" if arm == FULL else plain)
 
 
 def trained(config: Config, point: Point, fleet: Fleet, mixture: Mixture) -> Params:
     """The parameters of an arm's network and rule, [run, ...]."""
-    model, budget = model_of(config, point), config.budget
-    begin = start(fleet, model)
+    model, begin = model_of(config, point), start(fleet, model_of(config, point))
+    network, rule = parted(begin)
+    budget = replace(config.budget, rate=config.rates[len(network) > 1])
     if point["method"] == "maml":
         return train(fleet, model, budget, begin=begin)
-    network, rule = parted(begin)
-    if len(network) == 1:  # NAL's start is known
+    if len(network) == 1:  # NAL's start is known in closed form
         network["0.weight"] = torch.zeros_like(network["0.weight"])
-        network["0.weight"][..., 0] = float(mixture.weight_nal * mixture.distance)
+        network["0.weight"][..., 0] = float(mixture.weight_nal * np.asarray(mixture.distance))
     else:
-        scale = config.scales["large" in point["arm"]]
+        scale = config.scales[point["arm"]]
         network = train(fleet, replace(model, method="nal", rule="SGD"), budget,
                         begin={name: scale * value for name, value in network.items()})
-    optimizer = held(training.adam(training.cosine(budget.rate, budget.steps)))
-    return train(fleet, model, budget, begin=joined(network, rule), optimizer=optimizer)
-
-
-def as_linear(model: Model, params: Params) -> Params:
-    """A linear model with KFO, L = 1, that has a trained one's start W and, to first order in the
-    rate, its step: R.T is the preconditioner over the inner rate."""
-    network, rule = parted(params)
-    starts, rights = [], []
-    for run in range(len(network["0.weight"])):
-        layers = [value[run].numpy() for value in network.values()]
-        matrix = depth.effective_preconditioner(layers)
-        if model.rule == "KFO":
-            matrix = rule["0.weight.L"][run].item() * rule["0.weight.R"][run].numpy().T
-        starts.append(depth.product(layers))
-        rights.append(matrix.T * (rule["scale"][run].item() if "scale" in rule else 1.0))
-    right = torch.from_numpy(np.stack(rights))
-    return joined({"0.weight": torch.from_numpy(np.stack(starts))},
-                  {"0.weight.L": torch.ones(len(right), 1, 1, dtype=right.dtype),
-                   "0.weight.R": right})
-
-
-def exact(mixture: Mixture, w: Array, preconditioner: Array) -> float:
-    """The excess risk of a start and a step, both [d] and [d, d], whatever they are."""
-    d, total = len(w), 0.0
-    p = float(np.asarray(mixture.hard_fraction))
-    far = np.asarray(mixture.distance) * np.eye(d)[0]
-    for share, rho, variance, centre in ((1 - p, mixture.rho_easy, mixture.var_easy, far),
-                                         (p, mixture.rho_hard, mixture.var_hard, 0 * far)):
-        error = np.outer(w - centre, w - centre) + np.asarray(variance) / d * np.eye(d)
-        total += share * depth.preconditioned_risk(
-            preconditioner, np.asarray(rho) * np.eye(d), error, float(np.asarray(mixture.support)))
-    return total
-
-
-def predicted(mixture: Mixture, method: str, arm: str) -> float | None:
-    """The least risk by theory: layers can learn a full P. NAL's layers from a small start end in
-    balance, A = |w|^1/2 w b.T for unit w and b, whose preconditioner has twice the rate along w."""
-    if method == "nal" and arm not in (RATE, FULL):
-        if "large" in arm or mixture.distance == 0:
-            return None
-        rates = np.array([[2.0, 1.0], [0.0, 0.0]])
-        return float(minimize_scalar(lambda rate: together.learned(
-            mixture, float(mixture.weight_nal), rate * rates).risk).fun)
-    found = (together.scalar if arm == RATE else together.full)(mixture)
-    return found.maml.risk if method == "maml" else found.nal.risk
+    return train(fleet, model, budget, begin=joined(network, rule),
+                 optimizer=rule_alone(config.rates[0], budget.steps))
 
 
 def measure(config: Config, point: Point, device: str) -> list[Row]:
-    """A row for every seed: the risk; what theory says; where the start lies, as the weight on the
-    easy centre and the length of the rest; rates along the line of the centres and beside it.
-
-    The risk is exact for the linear model with the same start and step, plus what the model's own
-    step changes on test tasks: nothing where it is linear."""
-    mixture = mixture_of(config, point["mixture"])
-    fleet, model = fleet_of(config, mixture), model_of(config, point)
+    """A row for every seed: the risk, the least one by theory (layers can learn any P), and that of
+    the nearest predicted minimum; the start's weight on the easy centre and its distance from the
+    line; the rates along the line and beside it."""
+    mixture, model, arm = mixture_of(config, point["mixture"]), model_of(config, point), point["arm"]
+    fleet = mixture_fleet(mixture, config.seeds, alpha=config.alphas[DEEP in arm])
     params = trained(config, point, fleet, mixture)
-    linear = as_linear(model, params)
-    other = Model(nets.linear(int(config.base["dim"])), rule="KFO")
-    drawn, same = (scores(fleet, which, numbers, config.budget, [1]).means.risk[:, 0]
-                   for which, numbers in ((model, params), (other, linear)))
-    least, rows = predicted(mixture, point["method"], point["arm"]), []
-    for run, seed in enumerate(fleet.seeds):
-        w = linear["0.weight"][run, 0].numpy()
-        step = config.alpha * linear["rule/0.weight.R"][run].numpy().T
-        axis, rest = w[0] / (float(mixture.distance) or 1.0), np.linalg.norm(w[1:])
+    steps, found = risks(fleet, mixture, model, params, config.budget)
+    theory = (together.scalar if arm == RATE else together.full)(mixture)
+    nal, best = point["method"] == "nal", getattr(theory, point["method"])
+    minima = [best] if nal else theory.critical[::2]  # between two minima there is a maximum
+    distance, rows = float(np.asarray(mixture.distance)), []
+    for (w, p), seed, risk in zip(steps, fleet.seeds, found, strict=True):
+        weight = w[0] / (distance or 1.0)
+        near = min(minima, key=lambda one: abs(one.weight - weight))
         rows.append({**point, "seed": seed} | rounded(
-            risk=exact(mixture, w, step) + drawn[run] - same[run], predicted=least, weight=axis,
-            offset=rest, along=step[0, 0], beside=np.trace(step[1:, 1:]) / (len(w) - 1)))
+            risk=risk, predicted=None if nal and DEEP in arm else best.risk,
+            nearest=near.risk, weight=weight, offset=np.linalg.norm(w[1:]), along=p[0, 0],
+            beside=np.trace(p[1:, 1:]) / (len(w) - 1)))
     return rows
+
+
+def landed(record: Record, column: str) -> Finding:
+    """B1: are the risks of one rate and of a full P within 5 % of a predicted one?"""
+    rows = tables.where(record.table, arm=(RATE, FULL))
+    keys = ["mixture", "method", "arm"]
+    return tables.judge(tables.contrast(rows, keys, "risk", column), f"risk / {column}", keys,
+                        inside=(0.95, 1.05))
+
+
+GAIN = [("nal", FULL), ("maml", RATE)], [("maml", FULL), ("nal", RATE)]  # of P over one rate
+DEEPER = [("nal", SMALL), ("maml", RATE)], [("maml", DEEP), ("nal", RATE)]
+RESCUE = [("nal", FULL)], [("maml", RATE)]
+
+
+def sided(asked: Quotient, like: Quotient, what: str, record: Record) -> Finding:
+    """B2, B3: is a quotient of risks on the side of 1 that theory says, wherever it says one?"""
+    rows = towards_theory(quotients(record.table, asked, like),
+                          record.provenance["config"]["least"])
+    return tables.judge(rows, f"{what}, or its inverse, as theory says", ["mixture"], above=1)
+
+
+EXPERIMENT = Experiment(
+    "together", "start and step learned together on easy and hard tasks", PROFILES, points, measure,
+    findings={
+        "B1/optimum": partial(landed, column="predicted"),
+        "B1/minimum": partial(landed, column="nearest"),
+        "B2/preconditioner": partial(sided, GAIN, GAIN, "gain with a full P / with one rate"),
+        "B2/depth": partial(sided, DEEPER, GAIN, "gain of deep models / with one rate"),
+        "B3/rescue": partial(sided, RESCUE, RESCUE, "risk of NAL with a full P / MAML")})
