@@ -104,7 +104,8 @@ class Diagnosis:
             here = self.groups.hard[order] == hard
             left.plot(np.flatnonzero(here) + 1, self.hardness[order][here], "o", color=color,
                       markersize=4, label="hard" if hard else "other")
-        left.set(xlabel="task, by hardness", ylabel="share left", ylim=(0, 1.08 * self.hardness.max() or 1))
+        left.set(xlabel="task, by hardness", ylabel="share left",
+                 ylim=(0, 1.08 * self.hardness.max() or 1))
         left.legend()
         bars = {"NAL / MAML": self.ratio} | {": ".join(key): gain
                                              for key, gain in self.gains.items()}

@@ -222,7 +222,7 @@ def sampled(data: Sequence[Any], support: float, *, features: Any = None,
     for i, pair in enumerate(data):
         require(isinstance(pair, Sequence) and len(pair) == 2, f"data[{i}]", "be a pair (x, y)",
                 type(pair).__name__, "give one pair per task")
-        x, y = pair if features is None else _seen(i, *pair, features)
+        x, y = pair if features is None else _seen(i, pair[0], pair[1], features)
         x, y = real(f"data[{i}] x", x), real(f"data[{i}] y", y)
         require(x.ndim == 2, f"data[{i}] x.shape", "be [sample, d]", x.shape,
                 "images need features=, a module that maps them to [sample, d]")
