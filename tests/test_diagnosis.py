@@ -56,6 +56,10 @@ def test_known_mixtures(mixture: Mixture) -> None:
     assert found.spread == pytest.approx(h, abs=1e-9)
     assert found.ceiling == pytest.approx(landscape.ceiling(h))
     assert found.dimension == pytest.approx(10)
+    for start in ("NAL", "MAML"):  # inputs that are isotropic can be whitened by a rate only
+        if found.gains and ratio > 1.02:  # else one step solves all tasks
+            assert found.gains[start, "whitening"].value == pytest.approx(
+                found.gains[start, "learned rate"].value)
 
 
 def test_what_it_says_of_the_groups() -> None:
@@ -181,6 +185,9 @@ def test_data_agree_with_their_moments() -> None:
     found = companion.diagnose(**drawn(mixture, rng, 200, 30))
     assert found.ratio.low <= float(mixture.ratio) <= found.ratio.high
     assert found.ratio.low > 1.05
+    noisy = companion.diagnose(**drawn(replace(mixture, noise=1.0), rng, 200, 30), resamples=20)
+    assert noisy.groups.spread[0] < 0.3  # it is .07; that of the estimates is .7
+    assert noisy.groups.spread[1] == pytest.approx(0.7, rel=0.2)
     x, y = rng.standard_normal((2, 9, 40, 2)), rng.standard_normal((2, 9, 40))
     data = list(zip(x[0], x[0] @ np.array([1.0, -1]) + 5 + 0.1 * y[0], strict=True))
     assert companion.diagnose(data=data, intercept=True).dim == 3
@@ -218,7 +225,11 @@ def test_images_through_a_module() -> None:
     assert found.dim == 5
     by_hand = [(body(torch.from_numpy(one).float() / 255).numpy(), 2.0 * own - 7)
                for one, own in zip(images, labels, strict=True)]
-    assert companion.diagnose(data=by_hand, intercept=True).ratio == found.ratio
+    same = companion.diagnose(data=by_hand, intercept=True)
+    assert (same.ratio, same.alpha) == (found.ratio, found.alpha)
+    drawing = torch.nn.Sequential(body, torch.nn.Dropout(0.5))
+    with pytest.raises(ValueError, match="features must map equal images to equal features"):
+        companion.diagnose(data=[(images[0], labels[0])] * 2, features=drawing)
     with pytest.raises(ValueError, match=r"data\[0\] y must have two classes, or be real"):
         companion.diagnose(data=[(images[0], np.arange(40) % 3)] * 2, features=body)
 
@@ -335,7 +346,7 @@ def test_it_prints_and_draws() -> None:
         above, below = figure.axes
         assert sum(len(line.get_xdata()) for line in above.lines) == 40
         assert [text.get_text() for text in below.texts] == (
-            ["ceiling"] if math.isfinite(each.ceiling) else [])
+            [" ceiling"] if math.isfinite(each.ceiling) else [])
         plt.close(figure)
 
 

@@ -143,6 +143,13 @@ def test_start_and_preconditioner_together(seed: int, support: float) -> None:
     assert found.risk <= brute * (1 + 1e-6)
 
 
+def test_starts_away_from_the_tasks_find_the_better_minimum() -> None:
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((5, 3, 4))
+    how = (root @ root.swapaxes(1, 2) / 3, rng.standard_normal((5, 3)), math.inf)
+    assert pc.together(*how, starts=2).risk < 0.5 * pc.together(*how, starts=0).risk
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (dict(kind="best"), "kind must be one of rate, full, got 'best'"),
     (dict(support=0.5), "support must be at least 1, got 0.5"),

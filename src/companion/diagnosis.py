@@ -104,7 +104,8 @@ class Diagnosis:
             here = self.groups.hard[order] == hard
             left.plot(np.flatnonzero(here) + 1, self.hardness[order][here], "o", color=color,
                       markersize=4, label="hard" if hard else "other")
-        left.set(xlabel="task, by hardness", ylabel="share left", ylim=(0, None))
+        left.set(xlabel="task, by hardness", ylabel="share left",
+                 ylim=(0, 1.08 * self.hardness.max() or 1))
         left.legend()
         bars = {"NAL / MAML": self.ratio} | {": ".join(key): gain
                                              for key, gain in self.gains.items()}
@@ -112,9 +113,9 @@ class Diagnosis:
             low, value, high = np.clip((each.low, each.value, each.high), *_SHOWN)
             right.plot([low, high], [i, i], color=figures.INK)
             right.plot(value, i, "o", color=figures.MAML if i else figures.NAL)
-        if self.ceiling < _SHOWN[1]:
+        if self.ceiling < _SHOWN[1]:  # else it is out of sight
             right.plot([self.ceiling] * 2, [-0.4, 0.4], color=figures.FAINT)
-            right.text(self.ceiling, 0.45, "ceiling", va="top", ha="right", color=figures.FAINT)
+            right.text(self.ceiling, -0.4, " ceiling", va="top", color=figures.FAINT)
         right.axvline(1, color=figures.FAINT, linewidth=0.8)
         right.set(xscale="log", xlabel="ratio of risks, with 95 % interval")
         least, most = right.get_xlim()

@@ -222,7 +222,7 @@ def sampled(data: Sequence[Any], support: float, *, features: Any = None,
     for i, pair in enumerate(data):
         require(isinstance(pair, Sequence) and len(pair) == 2, f"data[{i}]", "be a pair (x, y)",
                 type(pair).__name__, "give one pair per task")
-        x, y = pair if features is None else _seen(f"data[{i}]", pair[0], pair[1], features)
+        x, y = pair if features is None else _seen(i, pair[0], pair[1], features)
         x, y = real(f"data[{i}] x", x), real(f"data[{i}] y", y)
         require(x.ndim == 2, f"data[{i}] x.shape", "be [sample, d]", x.shape,
                 "images need features=, a module that maps them to [sample, d]")
@@ -244,7 +244,7 @@ def sampled(data: Sequence[Any], support: float, *, features: Any = None,
     return of_samples(xs, [y - x @ middle for x, y in zip(xs, ys, strict=True)], support)
 
 
-def _seen(name: str, images: Any, labels: Any, features: Any) -> tuple[Any, Any]:
+def _seen(task: int, images: Any, labels: Any, features: Any) -> tuple[Any, Any]:
     """Features of images as a module sees them, and labels -1 and 1 of two classes."""
     import torch  # only here: what has no images needs no torch
 
@@ -252,10 +252,13 @@ def _seen(name: str, images: Any, labels: Any, features: Any) -> tuple[Any, Any]
     batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
     with torch.no_grad():
         x = features(batch)
+        require(task > 0 or torch.equal(x, features(batch)), "features",
+                "map equal images to equal features", "a module that draws, as in dropout",
+                "call its .eval() first")
     y = np.asarray(labels)
     if y.dtype.kind in "iub":
         classes = np.unique(y)
-        require(len(classes) == 2, f"{name} y", "have two classes, or be real numbers",
+        require(len(classes) == 2, f"data[{task}] y", "have two classes, or be real numbers",
                 f"{len(classes)} classes", "make a task of each pair, or of one class and the rest")
         y = np.where(y == classes[1], 1.0, -1.0)
     return np.asarray(x), y
