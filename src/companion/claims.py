@@ -14,6 +14,7 @@ from companion.experiments import EXPERIMENTS
 from companion.tables import Finding
 from companion.theory import depth, gaussian
 from companion.theory import landscape_proofs as landscape
+from companion.theory import together_proofs as together
 
 PROFILES = ("quick", "full")
 
@@ -57,6 +58,10 @@ def _all(*theorems: str) -> bool:
     return all(landscape.proofs()[name] for name in theorems)
 
 
+def _both(*theorems: str) -> bool:
+    return all(together.proofs()[name] for name in theorems)
+
+
 @cache
 def _identity() -> bool:
     return all(residual.is_zero_matrix for sizes in ((2, 3, 2), (2,) * 4)
@@ -69,6 +74,9 @@ PROOFS: Mapping[str, Callable[[], bool]] = {
     "L2/zeros": lambda: _all("gap", "zeros"),
     "L3/identity": lambda: _all("identity", "limit", "monotone"),
     "D4/identity": _identity,
+    "B1/specialise": lambda: _both("moment", "scalar", "well", "balanced"),
+    "B2/either side": lambda: _both("full", "samples", "shrinks"),
+    "B3/few samples": lambda: _both("transition", "samples"),
 }
 
 

@@ -17,6 +17,7 @@ from companion.experiments import (
     rules,
     shallow,
     shares,
+    together,
     transplant,
     two_layer,
 )
@@ -25,7 +26,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (linear, race, equal_hardness, finite_tasks, two_layer, image_tasks,
                    controlled_images, landscape_images, shallow, learned_step, ladder,
-                   linear_layers, rules, freezing, transplant, depth_images, shares)}
+                   linear_layers, rules, freezing, transplant, depth_images, together,
+                   shares)}
 
 
 def get(name: str) -> Experiment:
