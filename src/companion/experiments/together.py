@@ -1,8 +1,7 @@
 """Start and step learned together on easy and hard tasks: trained against predicted (both papers).
 
-One inner step on the linear regressions of :class:`companion.theory.landscape.Mixture`. MAML learns
-its start with one rate, with a full preconditioner P (KFO: for one output, any matrix) or with more
-layers. NAL's start gets a learned rate or P; a deep one, trained by NAL, a learned rate.
+MAML learns its start with one rate, with a full preconditioner P (KFO: for one output, any matrix)
+or with more layers. NAL's start gets a learned rate or P; a deep one, trained by NAL, a rate.
 """
 
 import math
@@ -72,22 +71,23 @@ def points(config: Config) -> list[Point]:
 
 def mixture_of(config: Config, name: str) -> Mixture:
     """A mixture of the config; its ``alpha`` is not used."""
-    fields = dict(config.base) | dict(config.mixtures[name])
-    return Mixture(**fields | {"support": fields["support"] or math.inf}, alpha=0.0)
+    fields = {**config.base, **config.mixtures[name]}
+    return Mixture(**{key: math.inf if value is None else value
+                      for key, value in fields.items()}, alpha=0.0)
 
 
 def model_of(config: Config, point: Point) -> Model:
     """The network and the rule of an arm."""
     dim, arm = int(config.base["dim"]), point["arm"]
-    layers = 1 if arm in (RATE, FULL) else 3 if "3" in arm else 2
+    layers = 3 if "3" in arm else 2 if DEEP in arm else 1
     plain = "SGD" if layers > 1 and point["method"] == "maml" else "learned rate"
     return Model(nets.deep_linear((*[dim] * layers, 1)), rule="KFO" if arm == FULL else plain)
 
 
 def trained(config: Config, point: Point, fleet: Fleet, mixture: Mixture) -> Params:
     """The parameters of an arm's network and rule, [run, ...]."""
-    model, begin = model_of(config, point), start(fleet, model_of(config, point))
-    network, rule = parted(begin)
+    model = model_of(config, point)
+    network, rule = parted(begin := start(fleet, model))
     budget = replace(config.budget, rate=config.rates[len(network) > 1])
     if point["method"] == "maml":
         return train(fleet, model, budget, begin=begin)
@@ -106,28 +106,26 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     """A row for every seed: the risk, the least one by theory (layers can learn any P), and that of
     the nearest predicted minimum; the start's weight on the easy centre and its distance from the
     line; the rates along the line and beside it."""
-    mixture, model, arm = mixture_of(config, point["mixture"]), model_of(config, point), point["arm"]
+    mixture, arm, nal = mixture_of(config, point["mixture"]), point["arm"], point["method"] == "nal"
     fleet = mixture_fleet(mixture, config.seeds, alpha=config.alphas[DEEP in arm])
     params = trained(config, point, fleet, mixture)
-    steps, found = risks(fleet, mixture, model, params, config.budget)
+    steps, found = risks(fleet, mixture, model_of(config, point), params, config.budget)
     theory = (together.scalar if arm == RATE else together.full)(mixture)
-    nal, best = point["method"] == "nal", getattr(theory, point["method"])
+    best = theory.nal if nal else theory.maml
     minima = [best] if nal else theory.critical[::2]  # between two minima there is a maximum
-    distance, rows = float(np.asarray(mixture.distance)), []
+    distance, rows = float(np.asarray(mixture.distance)) or 1.0, []
     for (w, p), seed, risk in zip(steps, fleet.seeds, found, strict=True):
-        weight = w[0] / (distance or 1.0)
-        near = min(minima, key=lambda one: abs(one.weight - weight))
+        near = min(minima, key=lambda one: abs(one.weight - w[0] / distance))
         rows.append({**point, "seed": seed} | rounded(
             risk=risk, predicted=None if nal and DEEP in arm else best.risk,
-            nearest=near.risk, weight=weight, offset=np.linalg.norm(w[1:]), along=p[0, 0],
+            nearest=near.risk, weight=w[0] / distance, offset=np.linalg.norm(w[1:]), along=p[0, 0],
             beside=np.trace(p[1:, 1:]) / (len(w) - 1)))
     return rows
 
 
 def landed(record: Record, column: str) -> Finding:
     """B1: are the risks of one rate and of a full P within 5 % of a predicted one?"""
-    rows = tables.where(record.table, arm=(RATE, FULL))
-    keys = ["mixture", "method", "arm"]
+    rows, keys = tables.where(record.table, arm=(RATE, FULL)), ["mixture", "method", "arm"]
     return tables.judge(tables.contrast(rows, keys, "risk", column), f"risk / {column}", keys,
                         inside=(0.95, 1.05))
 
@@ -139,8 +137,8 @@ RESCUE = [("nal", FULL)], [("maml", RATE)]
 
 def sided(asked: Quotient, like: Quotient, what: str, record: Record) -> Finding:
     """B2, B3: is a quotient of risks on the side of 1 that theory says, wherever it says one?"""
-    rows = towards_theory(quotients(record.table, asked, like),
-                          record.provenance["config"]["least"])
+    least = record.provenance["config"]["least"]
+    rows = towards_theory(quotients(record.table, asked, like), least)
     return tables.judge(rows, f"{what}, or its inverse, as theory says", ["mixture"], above=1)
 
 
