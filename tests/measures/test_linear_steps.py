@@ -59,9 +59,9 @@ def test_exact_risk_is_that_of_the_theory_and_of_drawn_tasks() -> None:
     assert at_best > together.off_line_risk(MIXTURE, 0.2, 0.8)
 
 
-@pytest.mark.parametrize("name", ["rate", "KFO", "deep"])
+@pytest.mark.parametrize("name", MODELS)
 def test_risks_agree_with_test_tasks(name: str) -> None:
-    model, alpha = MODELS[name], 0.2
+    model, alpha = MODELS[name], 0.1
     fleet = mixture_fleet(MIXTURE, (0, 1), alpha=alpha)
     params = some(fleet, model)
     found, total = risks(fleet, MIXTURE, model, params, BUDGET)
