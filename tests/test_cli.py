@@ -31,7 +31,7 @@ def companion(*arguments: str, results: Path) -> tuple[int, str]:
          f"experiment must be one of {', '.join(EXPERIMENTS)}, got 'nope'"),
         (["run", "linear", "--profile", "big"], "profile must be one of quick, full, got 'big'"),
         (["run", "landscape_images", "--profile", "cpu"],
-         "profile must be one of quick, pilot, full, large, got 'cpu'"),
+         "profile must be one of quick, pilot, full, again, large, got 'cpu'"),
         (["verify", "--profile", "cpu"], "profile must be one of quick, full, got 'cpu'"),
         (["run", "linear", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "linear", "--workers", "two"], "Invalid value for '--workers'"),

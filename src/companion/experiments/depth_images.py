@@ -55,7 +55,7 @@ class Config:
 
 
 _LONGER = Sizes(budget=replace(Sizes().budget, steps=600))
-_MAML = ("learned rate", "LinNet", "KFO", *RATES[1:], "Meta-Curvature")
+_MAML = ("learned rate", "LinNet", "KFO", "per-step rates", "Meta-SGD", "Meta-Curvature")
 
 PROFILES = {
     "quick": Config(

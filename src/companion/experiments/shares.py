@@ -10,8 +10,8 @@ MAML's start, 1 at one rate and P at a full matrix, the whole gain n_1 - m_P is 
 each the mean over both orders of adding the two.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +27,10 @@ from companion.tables import Finding
 from companion.tasks import image_regressions
 from companion.theory import gaussian, preconditioners
 
+SPREAD = {"spread inputs": {"inputs": True, "tasks": False},
+          "spread tasks": {"inputs": False, "tasks": True},
+          "inputs and tasks": {"inputs": True, "tasks": True}}
 RISKS = ("nal_rate", "nal_full", "maml_rate", "maml_full")
-_DIM = 10
-_SPREAD = np.geomspace(0.1, 3, _DIM) ** 2  # the variances of the chapter on depth
 
 
 class Drawn(NamedTuple):
@@ -46,11 +47,19 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """``tasks`` to learn from and as many to judge, one step on ``support`` samples. Of images:
-    pairs of classes, half of them hard, ``components`` principal components and a constant."""
+    """``tasks`` to learn from and as many to judge, one step on ``support`` samples. ``mixtures``
+    are rho_E, rho_H, R, v_E, v_H, all with ``dim`` inputs; ``scales`` the least and largest root of
+    a spread variance. Of images: pairs of classes, half of them hard, ``components`` principal
+    components and a constant."""
 
     sources: Sequence[str] = ("glyphs", "omniglot", "cifar_fs")
     components: int = 10
+    mixtures: Mapping[str, tuple[float, float, float, float, float]] = field(
+        default_factory=lambda: {"running example": (0.9, 0.1, 3.0, 1.0, 0.01),
+                                 "spread hard tasks": (0.9, 0.1, 3.0, 1.0, 1.0),
+                                 "equal curvature": (0.9, 0.9, 3.0, 1.0, 0.01)})
+    dim: int = 10
+    scales: tuple[float, float] = (0.1, 3.0)
     tasks: int = 300
     support: int = 20
     seeds: int = 20
@@ -59,32 +68,26 @@ class Config:
 PROFILES = {"quick": Config(("glyphs",), tasks=100, seeds=3), "full": Config()}
 
 
-def _gaussian(variances: Array, spread: Array) -> Callable[[np.random.Generator, int], Drawn]:
-    """One kind of tasks: inputs of these variances, optima N(0, spread)."""
-    def draw(rng: np.random.Generator, count: int) -> Drawn:
-        optima = rng.standard_normal((count, _DIM)) * np.sqrt(spread)
-        return Drawn(np.broadcast_to(np.diag(variances), (count, _DIM, _DIM)), optima,
-                     np.zeros(count))
-    return draw
+def _gaussian(config: Config, rng: np.random.Generator, count: int, *, inputs: bool,
+              tasks: bool) -> Drawn:
+    """One kind of tasks: the variances of inputs, of optima, or of both are spread; otherwise those
+    of inputs are 1, and those of optima equal. Optima have the total variance 1."""
+    spread = np.geomspace(*config.scales, config.dim) ** 2
+    even = np.ones(config.dim)
+    sizes = spread if tasks else even
+    optima = rng.standard_normal((count, config.dim)) * np.sqrt(sizes / sizes.sum())
+    covariance = np.diag(spread if inputs else even)
+    return Drawn(np.broadcast_to(covariance, (count, *covariance.shape)), optima, np.zeros(count))
 
 
-def _mixture(rho_hard: float, var_hard: float) -> Callable[[np.random.Generator, int], Drawn]:
-    """The running example's easy and hard tasks, with another curvature or variance."""
-    def draw(rng: np.random.Generator, count: int) -> Drawn:
-        hard = rng.permuted(np.arange(count) // 2 % 2)  # as many in both halves, nearly
-        rho, size = np.where(hard, rho_hard, 0.9), np.where(hard, var_hard, 1.0)
-        optima = rng.standard_normal((count, _DIM)) * np.sqrt(size / _DIM)[:, None]
-        optima[:, 0] += 3.0 * hard
-        return Drawn(rho[:, None, None] * np.eye(_DIM), optima, np.zeros(count))
-    return draw
-
-
-_EQUAL = np.full(_DIM, 1 / _DIM)
-SYNTHETIC = {
-    "running example": _mixture(0.1, 0.01), "spread hard tasks": _mixture(0.1, 1.0),
-    "equal curvature": _mixture(0.9, 0.01), "spread inputs": _gaussian(_SPREAD, _EQUAL),
-    "spread tasks": _gaussian(np.ones(_DIM), _SPREAD / _SPREAD.sum()),
-    "inputs and tasks": _gaussian(_SPREAD, _SPREAD / _SPREAD.sum())}
+def _mixture(config: Config, name: str, rng: np.random.Generator, count: int) -> Drawn:
+    """Easy and hard tasks, half each."""
+    rho_easy, rho_hard, distance, var_easy, var_hard = config.mixtures[name]
+    hard = rng.permuted(np.arange(count) // 2 % 2)  # as many in both halves, nearly
+    rho, size = np.where(hard, rho_hard, rho_easy), np.where(hard, var_hard, var_easy)
+    optima = rng.standard_normal((count, config.dim)) * np.sqrt(size / config.dim)[:, None]
+    optima[:, 0] += distance * hard
+    return Drawn(rho[:, None, None] * np.eye(config.dim), optima, np.zeros(count))
 
 
 def _images(config: Config, source: str, hard: str, rng: np.random.Generator, count: int) -> Drawn:
@@ -101,8 +104,18 @@ def _images(config: Config, source: str, hard: str, rng: np.random.Generator, co
 
 def points(config: Config) -> list[Point]:
     """Every family."""
-    return [{"family": name} for name in (*SYNTHETIC, *(
+    return [{"family": name} for name in (*config.mixtures, *SPREAD, *(
         f"{source}, {hard}" for source in config.sources for hard in image_regressions.HARD))]
+
+
+def drawn_of(config: Config, family: str, rng: np.random.Generator, count: int) -> Drawn:
+    """``count`` tasks of a family."""
+    if family in config.mixtures:
+        return _mixture(config, family, rng, count)
+    if family in SPREAD:
+        return _gaussian(config, rng, count, **SPREAD[family])
+    source, hard = family.split(", ")
+    return _images(config, source, hard, rng, count)
 
 
 def measure(config: Config, point: Point, device: str) -> list[Row]:
@@ -110,12 +123,7 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     rows, support = [], config.support
     for seed in range(config.seeds):
         rng = stream(seed, f"shares/{point['family']}")
-        draw = SYNTHETIC.get(point["family"])
-        if draw is None:
-            source, hard = point["family"].split(", ")
-            drawn = _images(config, source, hard, rng, 2 * config.tasks)
-        else:
-            drawn = draw(rng, 2 * config.tasks)
+        drawn = drawn_of(config, point["family"], rng, 2 * config.tasks)
         train, test = drawn.every_other(0), drawn.every_other(1)
         tasks = (train.covariances, train.optima, support, None, train.noise)
         nal, identity = gaussian.minimiser_nal(*tasks[:2]), np.eye(train.optima.shape[1])
@@ -143,7 +151,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
 
 def step_on_images(record: Record) -> Finding:
     """B4: on pairs of image classes the step's part is larger than the landscape's."""
-    images = record.table[~record.table["family"].isin(SYNTHETIC)]
+    images = record.table[record.table["family"].str.contains(", ")]
     more = np.log(images["maml_rate"] / images["nal_full"])  # step - landscape, exactly
     rows = tables.means(images.assign(more=more), ["family"], "more")
     return tables.judge(rows, "the step's part minus the landscape's, in log risk", ["family"],
