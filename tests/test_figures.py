@@ -33,9 +33,9 @@ def test_sliders_refuse_what_a_page_could_not_draw() -> None:
 
 
 def test_table_shows_ready_made_texts() -> None:
-    html = figures.table({"m": ["∞", 20], "ratio": ["7.27", "1.02"]}).data
+    html = figures.table({"m": ["∞", 20], "ratio": ["7.27", "1.02"]}, caption="Few < many.").data
     assert re.findall(r"<td>(.*?)</td>", html) == ["∞", "7.27", "20", "1.02"]
-    assert 'tabindex="0"' in html
+    assert re.search(r"<table[^>]*>\s*<caption>Few &lt; many.</caption>\s*<thead>", html)
 
 
 def test_band_is_the_median_between_the_deciles() -> None:

@@ -83,7 +83,8 @@ FRAME = pd.DataFrame([{"kind": "b", "steps": 5, "model": "deep", "value": 2.0, "
 
 def test_pivot_has_a_line_an_index_and_a_column_a_value() -> None:
     found = cells(pages.pivot(FRAME, ["kind", "steps"], "model",
-                              names={"kind": "tasks", "b": "boundaries", "plain": "MAML"}).data)
+                              names={"kind": "tasks", "b": "boundaries", "plain": "MAML"},
+                              caption="Gain & loss.").data)
     assert found == [["tasks", "steps", "deep", "MAML"],
                      ["boundaries", "5", "2.00 [1.00, 3.00]", "4.00 [3.50, 4.50]"],
                      ["a", "1", "6.00 [5.50, 6.50]", ""]]
@@ -92,23 +93,24 @@ def test_pivot_has_a_line_an_index_and_a_column_a_value() -> None:
 def test_pivot_with_texts_of_ones_own() -> None:
     rows = FRAME.assign(steps=FRAME["steps"] / 10)
     found = cells(pages.pivot(rows, ["kind", "steps"], "model",
-                              lambda row: f"{row['value']:.0f} < 9").data)
+                              lambda row: f"{row['value']:.0f} < 9", caption="Few.").data)
     assert found[1] == ["b", "0.5", "2 &lt; 9", "4 &lt; 9"]
 
 
 def test_pivot_refuses_two_rows_of_one_cell() -> None:
     with pytest.raises(ValueError, match=r"rows must be one a cell, got several alike in "
                                          r"\['kind', 'model'\]"):
-        pages.pivot(pd.concat([FRAME, FRAME]), ["kind"], "model")
+        pages.pivot(pd.concat([FRAME, FRAME]), ["kind"], "model", caption="Twice.")
 
 
-def test_provenance_is_one_line() -> None:
-    origin = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processor": "A CPU",
-              "threads": 1, "seconds": 93.0}
-    line = pages.provenance(Record(pd.DataFrame({"seed": [3, 4, 3]}), origin))
-    assert line == "2026-01-02, cpu, A CPU, threads: 1, seeds: 2, 1.6 min"
-    line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2}))
-    assert line == "2026-01-02, cpu, A CPU, threads: 2, 1.6 min"
+def test_provenance_is_the_command_and_the_facts() -> None:
+    origin = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processor": "A <CPU>",
+              "threads": 1, "seconds": 93.0, "experiment": "race", "profile": "full"}
+    line = pages.provenance(Record(pd.DataFrame({"seed": [3, 4, 3]}), origin)).data
+    assert "Made by <code>companion run race --profile full</code>: " in line
+    assert "2 seeds, 2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min.</p>" in line
+    line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2})).data
+    assert "</code>: 2026-01-02, cpu, A &lt;CPU&gt;, threads: 2, 1.6 min.</p>" in line
 
 
 def test_the_box_of_a_claim(shown: None) -> None:

@@ -97,13 +97,15 @@ def diagnose(
         figure: Annotated[Path | None, typer.Option(help="save a picture there, .png")] = None,
         ) -> None:
     """What tasks of your own let one learn. Example: companion diagnose tasks.csv --support 10"""
-    from companion import diagnosis, task_files  # only here: pandas and scipy take a second
+    # only here: pandas and scipy take a second
+    from companion.diagnosis import diagnose as diagnosed
+    from companion.diagnosis import task_files
 
     if figure is not None:
         checks.require(figure.suffix == ".png" and figure.absolute().parent.is_dir(), "figure",
                        "be a .png in a folder that is there", figure, "name another")
-    found = diagnosis.diagnose(**task_files.read(file, task=task, target=target), support=support,
-                               noise=noise, alpha=alpha, intercept=intercept)
+    found = diagnosed(**task_files.read(file, task=task, target=target), support=support,
+                      noise=noise, alpha=alpha, intercept=intercept)
     table = Table("what", "value", "95 %, or a remark")
     for row in found.rows():
         table.add_row(*row)

@@ -95,8 +95,10 @@ def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
                 "rendered book shows it with its sliders.</noscript></div>")
 
 
-def table(columns: Mapping[str, Sequence[object]]) -> HTML:
-    """A table of ready-made texts, one column a name; on a narrow screen it scrolls in its box."""
+def table(columns: Mapping[str, Sequence[object]], *, caption: str) -> HTML:
+    """A table of ready-made texts, one column a name, under its ``caption``; on a narrow screen the
+    page's script stacks the cells of a line, or scrolls it in its box."""
     frame = pd.DataFrame({name: list(map(str, values)) for name, values in columns.items()})
-    text = frame.to_html(index=False, border=0)
-    return HTML(f'<div class="book-table" tabindex="0">{text}</div>')
+    head, rest = frame.to_html(index=False, border=0).split("\n", 1)
+    return HTML(f'<div class="book-table">{head}\n  <caption>{html.escape(caption)}</caption>\n'
+                f"{rest}</div>")

@@ -46,10 +46,11 @@ def plus_minus(number: Interval | Estimate) -> str:
 def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
           text: Callable[[Mapping[Any, Any]], object] = lambda row: Interval(
               row["value"], row["low"], row["high"]),
-          names: Mapping[Any, str] | None = None) -> HTML:
+          names: Mapping[Any, str] | None = None, *, caption: str) -> HTML:
     """A tidy frame as a table: a line for each of ``index``, a column for each value of
     ``columns``, in order of appearance; ValueError for two rows of one cell. ``text`` makes a cell
-    from a row, by default its interval; ``names`` rename columns and values."""
+    from a row, by default its interval; ``names`` rename columns and values; ``caption`` says what
+    the table shows."""
     require(not rows.duplicated([*index, columns]).any(), "rows", "be one a cell",
             f"several alike in {[*index, columns]}", "filter them, or name more columns in index")
     lines: dict[tuple[Any, ...], dict[Any, object]] = {}
@@ -61,15 +62,18 @@ def pivot(rows: pd.DataFrame, index: Sequence[str], columns: str,
 
     table = {named(key): [named(line[i]) for line in lines] for i, key in enumerate(index)}
     return figures.table(table | {named(head): [line.get(head, "") for line in lines.values()]
-                                  for head in rows[columns].unique()})
+                                  for head in rows[columns].unique()}, caption=caption)
 
 
-def provenance(record: Record) -> str:
-    """One line: date, device, processor, threads, seeds and minutes of a record."""
+def provenance(record: Record) -> HTML:
+    """The line under a figure: the command that makes its record, with date, device, processor,
+    threads, seeds and minutes of the one that is shown."""
     origin, seeds = record.provenance, record.table.get("seed")
-    told = [] if seeds is None else [f"seeds: {seeds.nunique()}"]
-    return ", ".join([origin["started"][:10], origin["device"], origin["processor"],
-                      f"threads: {origin['threads']}", *told, f"{origin['seconds'] / 60:.1f} min"])
+    told = [] if seeds is None else [f"{seeds.nunique()} seeds"]
+    facts = ", ".join([*told, origin["started"][:10], origin["device"], origin["processor"],
+                       f"threads: {origin['threads']}", f"{origin['seconds'] / 60:.1f} min"])
+    command = f"companion run {origin['experiment']} --profile {origin['profile']}"
+    return HTML(f'<p class="made">Made by <code>{command}</code>: {escape(facts)}.</p>')
 
 
 def verdict(ident: str, profile: str = "full") -> HTML:

@@ -96,10 +96,13 @@ def check_covariance(name: str, value: ArrayLike) -> Array:
     skew = np.abs(array - array.swapaxes(-1, -2)).max(axis=(-1, -2))
     require(skew <= _SLACK * scale, name, "be symmetric: its largest |S - S.T| must be 0", skew,
             "use (S + S.T) / 2")
-    least = np.linalg.eigvalsh(array)[..., 0]
-    require(least >= -_SLACK * scale, name,
-            "be positive semidefinite: its least eigenvalue must be >= 0", least,
-            "a covariance has no negative variance; check the order of its factors")
+    try:  # a root is found several times faster than eigenvalues
+        np.linalg.cholesky(array + _SLACK * scale[..., None, None] * np.eye(array.shape[-1]))
+    except np.linalg.LinAlgError:
+        least = np.linalg.eigvalsh(array)[..., 0]
+        require(least >= -_SLACK * scale, name,
+                "be positive semidefinite: its least eigenvalue must be >= 0", least,
+                "a covariance has no negative variance; check the order of its factors")
     return array
 
 
@@ -147,8 +150,9 @@ def noise_risk(covariance: ArrayLike, alpha: ArrayLike, support: ArrayLike, nois
     return np.asarray(step_size(alpha) ** 2 * sigma**2 / (2 * support_size(support)) * traces)
 
 
-def _check_tasks(covariances: ArrayLike, optima: ArrayLike,
-                 weights: ArrayLike | None) -> tuple[Array, Array, Array]:
+def check_tasks(covariances: ArrayLike, optima: ArrayLike,
+                weights: ArrayLike | None) -> tuple[Array, Array, Array]:
+    """Covariances [task, d, d], optima [task, d] and weights [task] of sum 1, or ValueError."""
     covariances = check_covariance("covariances", covariances)
     optima = real("optima", optima)
     require(covariances.ndim == 3, "covariances.shape", "be [task, d, d]", covariances.shape,
@@ -156,10 +160,11 @@ def _check_tasks(covariances: ArrayLike, optima: ArrayLike,
     shape = covariances.shape[:2]
     require(optima.shape == shape, "optima.shape", f"be [task, d] = {shape}", optima.shape,
             "give one optimum per covariance")
-    return covariances, optima, _check_weights(weights, shape[0])
+    return covariances, optima, check_weights(weights, shape[0])
 
 
-def _check_weights(weights: ArrayLike | None, tasks: int) -> Array:
+def check_weights(weights: ArrayLike | None, tasks: int) -> Array:
+    """Weights of ``tasks`` tasks, >= 0, over their sum; alike where there are none."""
     if weights is None:
         return np.full(tasks, 1 / tasks)
     weights = at_least("weights", weights, 0, "they are normalised, but none may be negative")
@@ -187,14 +192,14 @@ def minimiser_nal(covariances: ArrayLike, optima: ArrayLike,
     """What plain training without adaptation (NAL) learns: w_NAL = E[S]^-1 E[S w*]. Shape [d].
     ``covariances`` are [task, d, d], ``optima`` [task, d], ``weights`` [task] >= 0, normalised.
     ValueError: shapes that do not match, weights out of range, a singular E[S]."""
-    return weighted_centre(*_check_tasks(covariances, optima, weights), "E[Sigma]")
+    return weighted_centre(*check_tasks(covariances, optima, weights), "E[Sigma]")
 
 
 def minimiser_maml(covariances: ArrayLike, optima: ArrayLike, alpha: ArrayLike, support: ArrayLike,
                    weights: ArrayLike | None = None, *, steps: int = 1) -> Array:
     """What MAML learns: w_MAML = E[Q]^-1 E[Q w*], Q from :func:`q_matrix`. Shape [d]. Arguments and
     errors as in :func:`minimiser_nal` and :func:`q_matrix`."""
-    covariances, optima, weights = _check_tasks(covariances, optima, weights)
+    covariances, optima, weights = check_tasks(covariances, optima, weights)
     q = q_matrix(covariances, alpha, support, steps=steps)
     return weighted_centre(q, optima, weights, "E[Q]")
 
@@ -205,7 +210,7 @@ def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: 
     """The excess risk of the initialisation w: E (w - w*).Q (w - w*)/2 + :func:`noise_risk`. ``w``
     is [..., d] and the result [...], in squared units of y. With ``alpha=0`` it is the excess risk
     without adaptation. The other arguments are those of :func:`minimiser_maml`."""
-    covariances, optima, weights = _check_tasks(covariances, optima, weights)
+    covariances, optima, weights = check_tasks(covariances, optima, weights)
     w, d = real("w", w), optima.shape[1]
     require(w.ndim >= 1 and w.shape[-1] == d, "w.shape", f"end in d = {d}", w.shape,
             "give one entry per input")
@@ -216,18 +221,13 @@ def excess_risk(w: ArrayLike, covariances: ArrayLike, optima: ArrayLike, alpha: 
                       @ weights)
 
 
-def _variances(covariances: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
-    """The variances along the eigenvectors of each task of positive weight, [task, d], rising, and
-    whether they count: rounding may leave a little where a singular covariance has none."""
+def _variances(covariances: ArrayLike, weights: ArrayLike | None) -> Array:
+    """The variances along the eigenvectors of each task of positive weight, [task, d], rising."""
     covariances = check_covariance("covariances", covariances)
     require(covariances.ndim == 3, "covariances.shape", "be [task, d, d]", covariances.shape,
             "stack one per task")
-    used = _check_weights(weights, len(covariances)) > 0
-    values = np.maximum(np.linalg.eigvalsh(covariances[used]), 0)
-    counts = values > values.shape[-1] * np.finfo(float).eps * values[:, -1:]
-    require(counts.any(), "covariances", "have a direction with variance", 0.0,
-            "tasks without inputs have no hardness")
-    return values, counts
+    used = check_weights(weights, len(covariances)) > 0
+    return np.asarray(np.linalg.eigvalsh(covariances[used]))
 
 
 def hardness_spread(covariances: ArrayLike, alpha: float, support: float,
@@ -242,7 +242,18 @@ def hardness_spread(covariances: ArrayLike, alpha: float, support: float,
     ``alpha``, ``support`` and ``steps`` are numbers. ValueError: an argument out of range, no
     variance at all, or an overflow. Source: derived in book/landscape/setting.
     """
-    variances, counts = _variances(covariances, weights)
+    return spread_of_variances(_variances(covariances, weights), alpha, support, steps=steps)
+
+
+def spread_of_variances(variances: Array, alpha: float, support: float, *,
+                        steps: int = 1) -> float:
+    """:func:`hardness_spread` of tasks whose covariances have the eigenvalues ``variances`` [task,
+    d], rising, all of positive weight; the other arguments and errors are its."""
+    variances = np.maximum(variances, 0)
+    # rounding may leave a little where a singular covariance has none
+    counts = variances > variances.shape[-1] * np.finfo(float).eps * variances[:, -1:]
+    require(counts.any(), "covariances", "have a direction with variance", 0.0,
+            "tasks without inputs have no hardness")
     step, inverse_support, count = (one_number(name, array) for name, array in (
         ("alpha", step_size(alpha)), ("support", 1 / support_size(support)),
         ("steps", step_count(steps))))
@@ -284,7 +295,9 @@ def least_spread(covariances: ArrayLike, support: float, weights: ArrayLike | No
     direction is left more than it had; where the largest leftover is L > 1, h is at least this over
     L. Arguments and errors as there. Source: derived in book/landscape/gap.
     """
-    variances, _ = _variances(covariances, weights)
+    variances = _variances(covariances, weights)
+    require((variances[:, -1] > 0).any(), "covariances", "have a direction with variance", 0.0,
+            "tasks without inputs have no hardness")
     samples = one_number("support", support_size(support))
     with_inputs = variances[variances[:, -1] > 0]
     dimension = ((with_inputs / with_inputs[:, -1:]) ** 2).sum(-1).min()

@@ -63,7 +63,7 @@ class Joint(NamedTuple):
 def tasks_of(covariances: ArrayLike, optima: ArrayLike, support: float,
              weights: ArrayLike | None = None, noise: ArrayLike = 0.0) -> Tasks:
     """The tasks, checked once for all the functions below."""
-    covariances, optima, weights = gaussian._check_tasks(covariances, optima, weights)
+    covariances, optima, weights = gaussian.check_tasks(covariances, optima, weights)
     sigma = at_least("noise", noise, 0, "noise is a standard deviation")
     require(sigma.shape in ((), weights.shape), "noise.shape", f"be () or {weights.shape}",
             sigma.shape, "give one number, or one per task")

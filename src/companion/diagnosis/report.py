@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from companion.checks import Array, at_least, one_number, require, step_size, support_size
-from companion.comparisons import best_step, gains, ratio
+from companion.diagnosis.comparisons import best_step, gains, ratio
+from companion.diagnosis.observed import Observed, known, sampled
 from companion.evaluation import Interval
-from companion.observed import Observed, known, sampled
 from companion.streams import stream
 from companion.theory import gaussian, landscape
 
@@ -192,14 +192,14 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
     most = tasks.variances[:, -1]
     require(most > 0, "the largest variance of a task's inputs", "be positive", most,
             "drop tasks without inputs")
-    shares = gaussian._check_weights(weights, len(tasks.optima))
+    shares = gaussian.check_weights(weights, len(tasks.optima))
     labels = _labels(groups, len(shares))
     at_least("resamples", resamples, 20, "200 is usual", whole=True)
     step = best_step(tasks, shares, size, int(steps)) if alpha is None else one_number(
         "alpha", step_size(alpha))
     q, *_ = quadratic = tasks.adapted(step)
     hardness = np.trace(q, axis1=1, axis2=2) / np.trace(tasks.covariances, axis1=1, axis2=2)
-    spread = gaussian.hardness_spread(tasks.covariances, step, size, shares, steps=int(steps))
+    spread = gaussian.spread_of_variances(tasks.variances[shares > 0], step, size, steps=int(steps))
     rng, few = stream(seed, "diagnosis"), len(shares) < _FEW
     starts = ratio(tasks, quadratic, shares, rng, int(resamples))
     better = {} if steps > 1 else gains(tasks, quadratic, step, size, shares, rng,

@@ -3,7 +3,7 @@ r"""What starts and steps leave on the tasks' population, estimated from the tas
 The ratio of NAL and MAML has the interval of the percentile bootstrap over tasks, less twice the
 bias that the jackknife finds: MAML's start fits the tasks at hand, so that its risk on them is too
 small, and on resamples of them twice. Better steps are judged on tasks that neither start nor step
-was learned from, thirds of the tasks in turn. Tasks are :class:`companion.observed.Observed`,
+was learned from, thirds of the tasks in turn. Tasks are ``Observed``, see the module ``observed``,
 ``shares`` their weights, of sum 1, [task].
 """
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from companion.checks import Array
+from companion.diagnosis.observed import Observed, Quadratic
 from companion.evaluation import Interval
-from companion.observed import Observed, Quadratic
 from companion.theory import preconditioners, whitening
 
 STEPS = ("learned rate", "whitening", "full preconditioner")  # beyond the step alpha
