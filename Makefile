@@ -9,7 +9,7 @@ PORT   ?= 8000
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help book notebooks full test lint unit nbval bench bench-check serve clean
+.PHONY: help book notebooks full pdf test lint unit nbval bench bench-check serve clean
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ notebooks: $(READY)   ## refresh the committed notebooks from the same execution
 
 full: $(READY)        ## the same book at full size (some minutes), under _build/full
 	@$(BIN)/python tools/book.py build --profile full --jobs $(JOBS)
+
+pdf: $(READY)         ## the book as one PDF, printed by Chromium
+	@$(BIN)/python tools/book.py pdf --jobs $(JOBS)
 
 test: book lint unit nbval bench-check  ## everything that must hold: lint, types, unit and page tests, nbval, peers
 

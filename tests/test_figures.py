@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import matplotlib.pyplot as plt
@@ -15,21 +16,36 @@ def spec(html: str) -> dict:
     return json.loads(re.findall(r"<script[^>]*>(.*?)</script>", html)[0])
 
 
-def test_sliders_carry_the_expression() -> None:
-    html = figures.sliders(k * x**2 / 2, (x, 0, 1, "x"), {k: (1, 3, 2, "slope <k>")}, ident="one",
-                           label="y").data
+KNOBS = {"x": figures.Knob(0, 1, 0.5, "place <x>"),
+         "k": figures.Knob(1, 100, math.inf, "samples", "support")}
+
+
+def test_an_explorer_carries_its_formulas_knobs_and_presets() -> None:
+    y = sp.Symbol("y")
+    html = figures.explorer({"y": k * x**2 / 2, "z": sp.Function("orelse")(1 / y, 0)}, KNOBS,
+                            {"few": {"k": 5}, "all": {"k": math.inf, "x": 0}}, ident="one",
+                            view="mixture").data
     found = spec(html)
-    assert found["args"] == ["x", "k"]
-    assert found["js"] == "(1/2)*k*Math.pow(x, 2)"
-    assert found["knobs"] == [[1, 3, 2, "slope <k>"]]
-    assert "<k>" not in html
+    assert found["program"] == [["y", "(1/2)*k*Math.pow(x, 2)"], ["z", "orelse(1/y, 0)"]]
+    assert found["knobs"]["x"] == {"least": 0, "most": 1, "start": 0.5, "name": "place <x>",
+                                   "scale": "linear"}
+    assert found["knobs"]["k"]["start"] == "inf"
+    assert found["presets"] == {"few": {"k": 5}, "all": {"k": "inf", "x": 0}}
+    assert "<x>" not in html
 
 
-def test_sliders_refuse_what_a_page_could_not_draw() -> None:
-    with pytest.raises(ValueError, match=r"every symbol must be the axis or a knob, got \['q'\]"):
-        figures.sliders(k * x + q, (x, 0, 1, "x"), {k: (1, 3, 2, "k")}, ident="one", label="y")
-    with pytest.raises(ValueError, match="plain arithmetic"):
-        figures.sliders(sp.zeta(x), (x, 2, 3, "x"), {}, ident="one", label="y")
+def test_an_explorer_refuses_what_a_page_could_not_draw() -> None:
+    def make(expression: sp.Expr, **preset: float) -> None:
+        figures.explorer({"y": expression}, KNOBS, {"one": preset} if preset else {}, ident="one",
+                         view="mixture")
+
+    with pytest.raises(ValueError, match=r"every symbol of y must be a knob or an earlier name, "
+                                         r"got \['q'\]"):
+        make(k * x + q)
+    with pytest.raises(ValueError, match="y must be plain arithmetic"):
+        make(sp.zeta(x))
+    with pytest.raises(ValueError, match=r"x of 'one' must lie in \[0, 1\], got 2"):
+        make(x, x=2)
 
 
 def test_table_shows_ready_made_texts() -> None:

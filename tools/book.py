@@ -2,9 +2,9 @@
 what.
 
 python tools/book.py build [--profile full] [--jobs N]   execute what is stale, build the HTML
-python tools/book.py notebooks [--fresh]                 refresh the committed notebooks from the
-same execution python tools/book.py check                               nbval: do the committed
-notebooks still come out?
+python tools/book.py pdf                                 the same as one PDF, by Chromium
+python tools/book.py notebooks [--fresh]                 refresh the committed notebooks
+python tools/book.py check                               nbval: do they still come out?
 """
 
 import argparse
@@ -33,6 +33,10 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS":
                "OPENBLAS_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
                "JUPYTER_NO_CONFIG": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
                "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+           "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FOOTER = ('<div style="font-size: 8px; width: 100%; text-align: center">'
+          '<span class="pageNumber"></span></div>')
 OTHER_MACHINE = {
     "ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Haswell",
 }  # stands in for another processor
@@ -218,16 +222,54 @@ def build(profile: str, jobs: int) -> Path:
     if not (index.exists() and stamp.exists() and stamp.read_text() == key):
         stamp.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=html.parent) as scratch:
-            program = Path(sys.executable).parent / "jupyter-book"
-            flags = ["--path-output", scratch, "-W", "--keep-going", "-n", "--all", "--quiet"]
-            done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see "
-                         f"the lines above.")
+            made = sphinx(stage, Path(scratch), "html")
             shutil.rmtree(html, ignore_errors=True)
-            shutil.move(Path(scratch) / "_build" / "html", html)
+            shutil.move(made, html)
         stamp.write_text(key)
     return index
+
+
+def sphinx(stage: Path, scratch: Path, builder: str) -> Path:
+    """Build the staged pages under ``scratch``; returns the folder of the result."""
+    program = Path(sys.executable).parent / "jupyter-book"
+    flags = ["--path-output", scratch, "--builder", builder, "-W", "--keep-going", "-n", "--all",
+             "--quiet"]
+    done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see the "
+                 f"lines above.")
+    return scratch / "_build" / builder
+
+
+def chromium() -> str | None:
+    """Where Chromium is: named in CHROMIUM, or on the path."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which(
+        "chromium-browser")
+
+
+def pdf(profile: str, jobs: int) -> Path:
+    """Print the book: all chapters on one page, whose links stay in it, by Chromium."""
+    from playwright.sync_api import sync_playwright  # only here: a page needs no browser
+
+    program = chromium()
+    if program is None:
+        sys.exit("make pdf needs Chromium: install Debian's package `chromium`, or name the "
+                 "program in CHROMIUM")
+    stage, html = place(profile)
+    execute_stale(stage, profile, jobs)
+    stage_pages(stage)
+    target = html.parent / "maml-companion.pdf"
+    with (tempfile.TemporaryDirectory(dir=html.parent) as scratch, sync_playwright() as playwright,
+          playwright.chromium.launch(executable_path=program, args=BROWSER) as browser):
+        index = sphinx(stage, Path(scratch), "singlehtml") / "index.html"
+        index.write_text(index.read_text().replace('href="index.html#', 'href="#'))
+        page = browser.new_page()
+        page.goto(index.as_uri(), wait_until="load")
+        page.wait_for_selector("html[data-typeset=done]", state="attached", timeout=300_000)
+        page.pdf(path=target, format="A4", outline=True, tagged=True, display_header_footer=True,
+                 margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
+                 header_template="<span></span>", footer_template=FOOTER)
+    return target
 
 
 def refresh_notebooks(jobs: int, *, fresh: bool) -> None:
@@ -260,7 +302,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["build", "notebooks", "check"])
+    parser.add_argument("action", choices=["build", "notebooks", "check", "pdf"])
     parser.add_argument("--profile", choices=["quick", "full"], default="quick")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1),
                         help="chapters executed at once")
@@ -270,6 +312,8 @@ def main() -> int:
         return check(arguments.jobs)
     if arguments.action == "notebooks":
         refresh_notebooks(arguments.jobs, fresh=arguments.fresh)
+    elif arguments.action == "pdf":
+        print(f"The book is at {pdf(arguments.profile, arguments.jobs)}")
     else:
         print(f"The book is at {build(arguments.profile, arguments.jobs)}")
     return 0

@@ -1,16 +1,17 @@
-"""Sphinx extension: MathJax from its wheel, the records that pages link to, texts for pictures that
-another page made, and no script that a page would fetch from elsewhere."""
+"""Sphinx extension: what a page fetches. MathJax from its wheel; the records that pages link to; no
+icon that no page shows, and no script that a page would fetch from elsewhere."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-
 from companion import paths
 
 MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")
+ICON = re.compile(r"(?:\.fa-[\w-]+:before,?)+\{content:[^}]*\}")
+ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/scripts/fontawesome\.js[^"]*"></script>')
 
 
 def copy_mathjax(app: Any, error: Exception | None) -> None:
@@ -39,7 +40,27 @@ def copy_records(app: Any, error: Exception | None) -> None:
                         ignore=shutil.ignore_patterns("journal*", ".*"))
 
 
-def drop_thebe(
+def slim(app: Any, error: Exception | None) -> None:
+    """Leave out the theme's script of icons, which its font has too, and from its style sheet the
+    icons that no page shows; fetch pictures when they come into sight."""
+    if error or app.builder.name != "html":
+        return
+    static, shown = Path(app.outdir) / "_static", set()
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text()
+        shown |= set(re.findall(r"\bfa-[\w-]+", text))
+        page.write_text(ICON_SCRIPT.sub("", text).replace("<img ", '<img loading="lazy" '))
+    for script in static.glob("scripts/fontawesome.js*"):
+        script.unlink()
+    for script in static.glob("scripts/*.js"):  # which change icons
+        shown |= set(re.findall(r"\bfa-[\w-]+", script.read_text()))
+    sheet = static / "styles" / "pydata-sphinx-theme.css"
+    sheet.write_text(ICON.sub(
+        lambda rule: rule[0] if shown & set(re.findall(r"fa-[\w-]+", rule[0])) else "",
+        sheet.read_text()))
+
+
+def mend_scripts(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
     """Leave out the live-code scripts, which load from another host."""
@@ -51,21 +72,10 @@ def drop_thebe(
     context["script_files"][:] = [script for script in context["script_files"] if stays(script)]
 
 
-def describe(app: Any, doctree: nodes.document, docname: str) -> None:
-    """Give a picture that another page made its alternative text: in a container of the class
-    "described" the first paragraph is that text, and is not shown."""
-    for box in doctree.findall(nodes.container):
-        if "described" in box["classes"]:
-            text = next(box.findall(nodes.paragraph))
-            for image in box.findall(nodes.image):
-                image["alt"] = text.astext().replace("\n", " ")
-            text.parent.remove(text)
-
-
 def setup(app: Any) -> dict[str, bool]:
     """Register them."""
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_records)
-    app.connect("html-page-context", drop_thebe, priority=900)
-    app.connect("doctree-resolved", describe)
+    app.connect("build-finished", slim)
+    app.connect("html-page-context", mend_scripts, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,62 +1,232 @@
-/* Draws the book's formulas with sliders, and mends what the theme's pages lack for screen readers. */
+/* Formulas after the first paint, tables and formulas that fit a telephone, the explorers, print. */
 (() => {
-  const SVG = { width: 600, height: 300, left: 46, right: 12, top: 14, bottom: 44, points: 200 };
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  function sliders(box) {
-    const spec = JSON.parse(box.querySelector("script").textContent);
-    const f = new Function(...spec.args, `return (${spec.js});`);
-    const [low, high, axis] = spec.x;
-    const { width, height, left, right, top, bottom, points } = SVG;
-    const controls = spec.knobs.map(([least, most, start, name], i) => `
-      <div class="knob"><label for="${box.id}-${i}">${name}</label>
-      <input type="range" id="${box.id}-${i}" min="${least}" max="${most}" step="${(most - least) / 200}" value="${start}">
-      <output for="${box.id}-${i}"></output></div>`).join("");
-    box.insertAdjacentHTML("beforeend", `${controls}
-      <svg viewBox="0 0 ${width} ${height}" role="img" aria-labelledby="${box.id}-title">
-        <title id="${box.id}-title"></title>
-        <path d="M${left},${top}V${height - bottom}H${width - right}" fill="none" stroke="currentColor"/>
-        <path class="one" fill="none" stroke="currentColor" stroke-dasharray="4 4" opacity="0.6"/>
-        <path class="curve" fill="none" stroke-width="2.5"/>
-        <g class="ticks" fill="currentColor" font-size="15"></g>
-      </svg>`);
-    const inputs = [...box.querySelectorAll("input")];
-    const xs = Array.from({ length: points + 1 }, (_, i) => low + (high - low) * i / points);
-    const draw = () => {
-      const values = inputs.map((input) => input.valueAsNumber);
-      const ys = xs.map((x) => f(x, ...values));
-      const peak = Math.max(1.2, ...ys.filter(Number.isFinite));
-      const X = (x) => left + (width - left - right) * (x - low) / (high - low);
-      const Y = (y) => height - bottom - (height - bottom - top) * (y - 1) / (peak - 1);
-      const path = xs.map((x, i) => `${X(x).toFixed(2)},${Y(ys[i]).toFixed(2)}`).join("L");
-      box.querySelector(".curve").setAttribute("d", `M${path}`);
-      box.querySelector(".one").setAttribute("d", `M${left},${Y(1)}H${width - right}`);
-      const middle = (low + high) / 2;
-      box.querySelector(".ticks").innerHTML =
-        [low, middle, high].map((x) => `<text x="${X(x)}" y="${height - bottom + 18}" text-anchor="middle">${x}</text>`).join("") +
-        [1, peak].map((y) => `<text x="${left - 5}" y="${Y(y) + 5}" text-anchor="end">${y.toPrecision(2)}</text>`).join("") +
-        `<text x="${(left + width - right) / 2}" y="${height - 5}" text-anchor="middle">${axis}</text>`;
-      box.querySelectorAll("output").forEach((out, i) => { out.textContent = values[i].toPrecision(3); });
-      box.querySelector("title").textContent =
-        `${spec.label} against ${axis}; its greatest value here is ${peak.toPrecision(3)}`;
-      box.dataset.knobs = JSON.stringify(values);
-      box.dataset.y = JSON.stringify(ys);
-    };
-    inputs.forEach((input) => input.addEventListener("input", draw));
-    draw();
+  /* ---- MathJax: fetched once the text is on the screen ---- */
+
+  function typeset() {
+    const done = () => { fit(); document.documentElement.dataset.typeset = "done"; };
+    const waiting = document.getElementById("mathjax");
+    if (!waiting) return done();
+    const script = document.createElement("script");
+    script.src = waiting.src;
+    script.onload = () => MathJax.startup.promise.then(done);
+    script.onerror = done;
+    document.head.append(script);
   }
 
-  /* Names that hide the visible text, lists whose items have another role, table corners without a heading. */
-  function readable() {
-    const hidden = ["details > summary", "button.theme-switch-button", "button.search-button-field"];
-    document.querySelectorAll(hidden.map((s) => `${s}[aria-label]`).join()).forEach((e) => e.removeAttribute("aria-label"));
-    document.querySelectorAll(".theme-switch-button").forEach((e) => { e.title = "Color mode"; });
-    document.querySelectorAll(".citation-list, .citation[role]").forEach((e) => e.removeAttribute("role"));
-    document.querySelectorAll("th:empty").forEach((e) => { e.outerHTML = "<td></td>"; });
-    document.querySelectorAll("pre, .output, mjx-container[display]").forEach((e) => {
-      if (e.scrollWidth > e.clientWidth) e.tabIndex = 0;
+  /* ---- what is wider than its column ---- */
+
+  const LEAST = 0.72; // of the size of a displayed formula: below, it scrolls
+
+  function fit() {
+    all('mjx-container[display="true"]').forEach((formula) => {
+      formula.style.fontSize = formula.dataset.size ??= formula.style.fontSize || "100%";
+      const share = formula.clientWidth / formula.scrollWidth;
+      if (formula.clientWidth && share < 1) {
+        formula.style.fontSize = `${parseFloat(formula.dataset.size) * Math.max(share * 0.99, LEAST)}%`;
+      }
+    });
+    all("article table").forEach((table) => {
+      const box = table.parentElement;
+      table.classList.remove("stacked");
+      if (box.clientWidth && table.scrollWidth > box.clientWidth + 1 && headed(table)) {
+        table.classList.add("stacked");
+      }
+    });
+    all("pre, .output, .book-table, .pst-scrollable-table-container, mjx-container[display]").forEach((box) => {
+      if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0; else box.removeAttribute("tabindex");
     });
   }
 
-  const start = () => { readable(); document.querySelectorAll(".book-sliders").forEach(sliders); };
+  /* A table whose cells know their heads, so that a line can be stacked; roles, as CSS takes them. */
+  function headed(table) {
+    if ("headed" in table.dataset) return table.dataset.headed === "yes";
+    const rows = all("tr", table), heads = all("thead th, thead td", table).map((e) => e.textContent.trim());
+    const plain = all("thead tr", table).length === 1 && rows.every((row) => row.cells.length === heads.length);
+    table.dataset.headed = plain ? "yes" : "no";
+    if (!plain) return false;
+    table.setAttribute("role", "table");
+    all("thead, tbody", table).forEach((e) => e.setAttribute("role", "rowgroup"));
+    rows.forEach((row) => {
+      row.setAttribute("role", "row");
+      [...row.cells].forEach((cell, i) => {
+        cell.setAttribute("role", cell.closest("thead") ? "columnheader" : i ? "cell" : "rowheader");
+        if (!cell.closest("thead")) cell.dataset.head = heads[i];
+      });
+    });
+    return true;
+  }
+
+  /* ---- what the theme's pages lack for screen readers ---- */
+
+  function readable() {
+    const hidden = ["details > summary", "button.theme-switch-button", "button.search-button-field"];
+    all(hidden.map((s) => `${s}[aria-label]`).join()).forEach((e) => e.removeAttribute("aria-label"));
+    all(".theme-switch-button").forEach((e) => { e.title = "Color mode"; });
+    all(".citation-list, .citation[role]").forEach((e) => e.removeAttribute("role"));
+    all("th:empty").forEach((e) => { e.outerHTML = "<td></td>"; });
+  }
+
+  /* ---- paper: everything open, nothing scrolls ---- */
+
+  function print() {
+    let opened = [];
+    addEventListener("beforeprint", () => {
+      opened = all("article details.sd-dropdown:not([open])");
+      opened.forEach((e) => { e.open = true; });
+    });
+    addEventListener("afterprint", () => opened.forEach((e) => { e.open = false; }));
+  }
+
+  /* ---- explorers ---- */
+
+  const orelse = (x, y) => Number.isNaN(x) ? y : x;
+  const powers = (c, k) => { let sum = 0; for (let i = 0; i < k; i++) sum = sum * c + 1; return sum; };
+  const number = (x) => !Number.isFinite(x) ? "∞" : x >= 1000 ? x.toFixed(0) : String(Number(x.toPrecision(3)));
+  const SCALES = { // position on a slider of 0..most to value, and back
+    linear: ({ least, most }) => ({ to: (i) => least + (most - least) * i / 200, from: (v) => 200 * (v - least) / (most - least), most: 200 }),
+    log: ({ least, most }) => ({ to: (i) => least * (most / least) ** (i / 200), from: (v) => 200 * Math.log(v / least) / Math.log(most / least), most: 200 }),
+    whole: ({ least, most }) => ({ to: (i) => least + i, from: (v) => v - least, most: most - least }),
+    support: ({ least, most }) => ({
+      to: (i) => i >= 200 ? Infinity : Math.round(least * (most / least) ** (i / 199)),
+      from: (v) => v === Infinity ? 200 : 199 * Math.log(v / least) / Math.log(most / least), most: 200,
+    }),
+  };
+
+  function explorer(box) {
+    const spec = JSON.parse(box.querySelector("script").textContent);
+    const names = Object.keys(spec.knobs), read = (v) => v === "inf" ? Infinity : v;
+    const start = Object.fromEntries(names.map((name) => [name, read(spec.knobs[name].start)]));
+    const body = spec.program.map(([name, code]) => `const ${name} = ${code};`).join("\n");
+    const run = new Function("orelse", "powers", ...names, `${body}\nreturn {${spec.program.map(([name]) => name)}};`);
+    const inside = (values) => names.map((name) => spec.knobs[name].scale === "support" ? 1 / values[name] : values[name]);
+    const evaluate = (values) => run(orelse, powers, ...inside({ ...start, ...values }));
+    const view = VIEWS[spec.view];
+
+    box.insertAdjacentHTML("beforeend", `
+      <p class="presets" role="group" aria-label="Presets">${Object.keys(spec.presets).map((title) =>
+        `<button type="button">${title}</button>`).join(" ")} <button type="button" class="reset">reset</button></p>
+      <div class="pictures">${view.pictures(box.id)}</div>
+      <dl class="readout"></dl><p class="said" role="status"></p>
+      <div class="knobs">${names.map((name) => `<div class="knob"><label for="${box.id}-${name}">${spec.knobs[name].name}</label>
+        <input type="range" id="${box.id}-${name}" min="0" step="1"><output for="${box.id}-${name}"></output></div>`).join("")}</div>`);
+    let values = { ...start }, timer = 0;
+
+    function draw() {
+      const found = evaluate(values);
+      view.draw(box, values, found, evaluate, spec);
+      box.querySelector(".readout").innerHTML = view.readout(found).map(([what, value]) => `<div><dt>${what}</dt><dd>${value}</dd></div>`).join("");
+      names.forEach((name) => {
+        const input = document.getElementById(`${box.id}-${name}`), scale = SCALES[spec.knobs[name].scale](spec.knobs[name]);
+        input.max = scale.most;
+        if (document.activeElement !== input) input.value = Math.round(scale.from(values[name]));
+        input.setAttribute("aria-valuetext", number(values[name]));
+        input.nextElementSibling.textContent = number(values[name]);
+      });
+      clearTimeout(timer); // a screen reader hears where the knobs rest, not the way there
+      timer = setTimeout(() => { box.querySelector(".said").textContent = view.said(found); remember(); }, 300);
+      box.dataset.values = JSON.stringify(names.map((name) => number(values[name])));
+    }
+
+    function remember() {
+      const address = new URL(location.href);
+      const moved = names.filter((name) => values[name] !== start[name]);
+      if (moved.length) address.searchParams.set(box.id, moved.map((name) => `${name}:${values[name] === Infinity ? "inf" : values[name]}`).join());
+      else address.searchParams.delete(box.id);
+      if (address.href !== location.href) try { history.replaceState(null, "", address); } catch { /* a page from a file */ }
+    }
+
+    function recall() {
+      for (const pair of (new URL(location.href).searchParams.get(box.id) ?? "").split(",")) {
+        const [name, text] = pair.split(":"), knob = spec.knobs[name];
+        const value = text === "inf" ? Infinity : Number(text);
+        if (knob && text && (value >= knob.least && value <= knob.most || value === Infinity && knob.scale === "support")) values[name] = value;
+      }
+    }
+
+    names.forEach((name) => document.getElementById(`${box.id}-${name}`).addEventListener("input", (event) => {
+      values[name] = SCALES[spec.knobs[name].scale](spec.knobs[name]).to(event.target.valueAsNumber);
+      draw();
+    }));
+    all(".presets button", box).forEach((button) => button.addEventListener("click", () => {
+      const chosen = spec.presets[button.textContent] ?? {};
+      values = { ...start, ...Object.fromEntries(Object.entries(chosen).map(([name, v]) => [name, read(v)])) };
+      draw();
+    }));
+    box.evaluate = evaluate;
+    recall();
+    draw();
+  }
+
+  /* A picture of 480 by `height` with axes that do not move: functions from values to places. */
+  function frame(height, x, y) {
+    const [left, right, top, bottom] = [52, 12, 14, 44];
+    const along = (v, { least, most, log }) => log ? Math.log(v / least) / Math.log(most / least) : (v - least) / (most - least);
+    const clip = (t) => Math.min(Math.max(t, 0), 1);
+    const X = (v) => left + (480 - left - right) * clip(along(v, x)), Y = (v) => height - bottom - (height - bottom - top) * clip(along(v, y));
+    const axes = `<path d="M${left},${top}V${height - bottom}H${480 - right}" class="axis"/>` +
+      x.ticks.map((v) => `<text x="${X(v)}" y="${height - bottom + 18}" text-anchor="middle">${v}</text>`).join("") +
+      y.ticks.map((v) => `<text x="${left - 6}" y="${Y(v) + 5}" text-anchor="end">${v}</text>`).join("") +
+      `<text x="${(left + 480 - right) / 2}" y="${height - 6}" text-anchor="middle">${x.name}</text>`;
+    return { X, Y, axes, left, right: 480 - right, top, bottom: height - bottom };
+  }
+  const picture = (id, part, height, title) => `<svg viewBox="0 0 480 ${height}" role="img" aria-labelledby="${id}-${part}-title" class="${part}"><title id="${id}-${part}-title">${title}</title><g></g></svg>`;
+  const line = (points) => `M${points.map(([x, y]) => `${x.toFixed(2)},${y.toFixed(2)}`).join("L")}`;
+
+  const VIEWS = {
+    mixture: {
+      pictures: (id) => picture(id, "plane", 210, "The two groups of optima, where NAL and MAML settle, and where the mean inner steps lead from there") +
+        picture(id, "curve", 300, "The ratio of risks and its ceiling against the inner step"),
+      draw(box, values, found, evaluate, spec) {
+        const { least, most } = spec.knobs.alpha, unit = 480 / 11, at = (w) => Math.min(Math.max((w + 3) * unit, 4), 476);
+        const R = values.R, rows = [["NAL", "nal", found.l_N * R, 44], ["MAML", "maml", found.l_M * R, 82]];
+        const arrow = (kind, from, to, y) => `<path class="${kind}" d="M${at(from)},${y}H${at(to)}"/><circle class="${kind}" cx="${at(to)}" cy="${y}" r="4"/>`;
+        box.querySelector(".plane g").innerHTML =
+          [["easy", R, values.v_E], ["hard", 0, values.v_H]].map(([kind, centre, v]) =>
+            `<circle class="group ${kind}" cx="${at(centre)}" cy="132" r="${Math.max(Math.sqrt(v) * unit, 2).toFixed(2)}"/><path class="guide" d="M${at(centre)},20V195"/>`).join("") +
+          rows.map(([name, kind, w, y]) => `<text x="4" y="${y + 5}">${name}</text>${arrow("easy", w, R - found.keep_E * (R - w), y)}${arrow("hard", w, found.keep_H * w, y)}<rect class="${kind}" x="${at(w) - 6}" y="${y - 6}" width="12" height="12"/>`).join("") +
+          `<text x="${at(0)}" y="15" text-anchor="middle">hard</text>${R > 0.9 ? `<text x="${at(R)}" y="15" text-anchor="middle">easy</text>` : ""}<text x="476" y="204" text-anchor="end">places on the line of the two centres</text>`;
+        const f = frame(300, { least, most, ticks: [least, (least + most) / 2, most], name: "inner step α" }, { least: 1, most: 100, log: true, ticks: [1, 2, 5, 10, 20, 50, 100] });
+        const steps = Array.from({ length: 241 }, (_, i) => least + (most - least) * i / 240).map((alpha) => [alpha, evaluate({ ...values, alpha })]);
+        box.querySelector(".curve g").innerHTML = f.axes +
+          `<path class="ceiling" d="${line(steps.map(([a, r]) => [f.X(a), f.Y(r.ceiling)]))}"/>` +
+          (found.alpha_0 <= most ? `<path class="guide" d="M${f.X(found.alpha_0)},${f.top}V${f.bottom}"/><text x="${f.X(found.alpha_0) + 4}" y="${f.top + 12}">α₀</text>` : "") +
+          `<path class="maml" d="${line(steps.map(([a, r]) => [f.X(a), f.Y(r.ratio)]))}"/>` +
+          `<circle class="here" cx="${f.X(values.alpha)}" cy="${f.Y(found.ratio)}" r="6"/><text x="${f.left + 8}" y="${f.top + 12}">dashed: the ceiling</text>`;
+      },
+      readout: (r) => [["risk NAL / MAML", number(r.ratio)], ["ceiling", number(r.ceiling)], ["hardness spread h", number(r.h)], ["α₀, equal hardness", number(r.alpha_0)], ["NAL's weight on the easy centre", number(r.l_N)], ["MAML's", number(r.l_M)]],
+      said: (r) => `The risk of NAL is ${number(r.ratio)} times that of MAML, both after adaptation. With a hardness spread of ${number(r.h)} it could be at most ${number(r.ceiling)} times.`,
+    },
+    preconditioner: {
+      pictures: (id) => picture(id, "steps", 230, "How long the step is along each of two directions: one rate, whitening, the best preconditioner") +
+        picture(id, "left", 230, "The share of the risk that each step leaves"),
+      draw(box, values, found) {
+        const kinds = [["one rate", "nal", [found.rate, found.rate], found.left_rate], ["whitening", "easy", [found.W_1, found.W_2], found.left_white], ["best P", "maml", [found.P_1, found.P_2], found.left_full]];
+        const f = frame(230, { least: 0.01, most: 100, log: true, ticks: [0.01, 0.1, 1, 10, 100], name: "length of the step per unit of gradient" }, { least: 0, most: 1, ticks: [] });
+        const rows = [["direction 1", 40], ["direction 2", 120]];
+        box.querySelector(".steps g").innerHTML = f.axes + rows.map(([name, y], which) => `<text x="${f.left + 8}" y="${y - 8}">${name}</text>` +
+          kinds.map(([, kind, step], i) => `<path class="guide" d="M${f.left},${y + 6 + 16 * i}H${f.right}"/><circle class="${kind} dot" cx="${f.X(step[which])}" cy="${y + 6 + 16 * i}" r="6"/>`).join("")).join("");
+        const g = frame(230, { least: 0, most: 1, ticks: [0, 0.5, 1], name: "share of the risk that is left" }, { least: 0, most: 1, ticks: [] });
+        box.querySelector(".left g").innerHTML = g.axes + kinds.map(([name, kind, , left], i) => {
+          const y = 30 + 52 * i;
+          return `<text x="${g.left + 8}" y="${y}">${name}: ${number(left)}</text><rect class="${kind} bar" x="${g.left}" y="${y + 6}" height="16" width="${(g.X(left) - g.left).toFixed(2)}"/>`;
+        }).join("");
+      },
+      readout: (r) => [["one rate leaves", number(r.left_rate)], ["whitening leaves", number(r.left_white)], ["the best P leaves", number(r.left_full)], ["risk of one rate / of P", number(r.left_rate / r.left_full)]],
+      said: (r) => `One rate leaves ${number(r.left_rate)} of the risk, whitening ${number(r.left_white)}, and the best preconditioner ${number(r.left_full)}.`,
+    },
+  };
+
+  const start = () => {
+    readable();
+    all(".book-explorer").forEach(explorer);
+    print();
+    fit();
+    requestAnimationFrame(() => setTimeout(typeset));
+    let width = innerWidth;
+    addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; fit(); } });
+    document.addEventListener("toggle", fit, true); // what was folded had no width
+  };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start); else start();
 })();

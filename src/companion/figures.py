@@ -1,4 +1,4 @@
-"""The look of the figures: one style sheet, one palette, and the formula with sliders.
+"""The look of the figures: one style sheet, one palette, and formulas with sliders.
 
 Colours are Okabe and Ito's, for any colour vision. A figure is 5 inches wide with 11-point text, so
 that on a telephone's 350 pixels its letters are still about 10 pixels high.
@@ -6,7 +6,9 @@ that on a telephone's 350 pixels its letters are still about 10 pixels high.
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -73,26 +75,60 @@ def ceiling(ax: Axes, h: Array) -> None:
     ax.yaxis.set_major_formatter("{x:g}")
 
 
-def sliders(expression: sp.Expr, x: tuple[sp.Symbol, float, float, str],
-            knobs: Mapping[sp.Symbol, tuple[float, float, float, str]], *, ident: str,
-            label: str) -> HTML:
-    """The curve of a derived ``expression``, redrawn in the reader's browser as its knobs move.
-    ``x`` is symbol, least value, greatest value and name of the horizontal axis; ``knobs`` map
-    symbols to least, greatest and starting value, and name; ``label`` is that of the vertical axis,
-    ``ident`` the element's id. ValueError: a symbol without a value, or what is not arithmetic."""
-    free = sorted(map(str, expression.free_symbols - {x[0], *knobs}))
-    require(not free, "every symbol", "be the axis or a knob", free, "substitute them")
-    try:
-        code = sp.jscode(expression)
-    except NotImplementedError as error:
-        raise ValueError(f"the expression must be plain arithmetic, got {expression}; rewrite it"
-                         ) from error
-    spec = {"args": [symbol.name for symbol in (x[0], *knobs)], "js": code, "x": list(x[1:]),
-            "knobs": [list(knob) for knob in knobs.values()], "label": label}
-    text = json.dumps(spec, sort_keys=True).replace("<", "\\u003c")
-    return HTML(f'<div class="book-sliders" id="{html.escape(ident)}"><script type="application/'
-                f'json">{text}</script><noscript>This curve is drawn by the page\'s script; the '
+class Knob(NamedTuple):
+    """A slider: its least, greatest and starting value, its name, and its ``scale``: "linear";
+    "log"; "whole"; or "support", whole and logarithmic with infinity at its end, of which the
+    symbol is the inverse."""
+
+    least: float
+    most: float
+    start: float
+    name: str
+    scale: str = "linear"
+
+
+def explorer(program: Mapping[str, sp.Expr], knobs: Mapping[str, Knob],
+             presets: Mapping[str, Mapping[str, float]], *, ident: str, view: str) -> HTML:
+    """Derived formulas that the reader's browser evaluates and draws as its knobs move.
+
+    ``program``: names and expressions, each in the knobs and in the names before it (see
+    :mod:`companion.theory.programs`); ``knobs``: by symbol; ``presets``: by name, values of some
+    knobs, the others as they start (a support may be math.inf); ``ident``: the element's id;
+    ``view``: which picture of the page's script, "mixture" or "preconditioner". ValueError: a
+    symbol without a value, a preset out of range, or what is not arithmetic."""
+    known = set(knobs)
+    lines = []
+    for name, expression in program.items():
+        free = sorted({symbol.name for symbol in expression.free_symbols} - known)
+        require(not free, f"every symbol of {name}", "be a knob or an earlier name", free,
+                "substitute them")
+        try:
+            code = sp.jscode(expression, user_functions={"orelse": "orelse", "powers": "powers"})
+        except NotImplementedError as error:
+            raise ValueError(f"{name} must be plain arithmetic, got {expression}; rewrite it"
+                             ) from error
+        lines.append([name, code])
+        known.add(name)
+    for title, values in presets.items():
+        for symbol, value in values.items():
+            knob = knobs[symbol]
+            inside = knob.least <= value <= knob.most or (knob.scale, value) == ("support",
+                                                                                 math.inf)
+            require(inside, f"{symbol} of {title!r}", f"lie in [{knob.least}, {knob.most}]", value,
+                    "a slider cannot show it")
+    spec = {"program": lines, "view": view,
+            "knobs": {symbol: {**knob._asdict(), "start": _number(knob.start)}
+                      for symbol, knob in knobs.items()},
+            "presets": {title: {symbol: _number(value) for symbol, value in values.items()}
+                        for title, values in presets.items()}}
+    text = json.dumps(spec, allow_nan=False).replace("<", "\\u003c")
+    return HTML(f'<div class="book-explorer" id="{html.escape(ident)}"><script type="application/'
+                f'json">{text}</script><noscript>This picture is drawn by the page\'s script; the '
                 "rendered book shows it with its sliders.</noscript></div>")
+
+
+def _number(value: float) -> float | str:
+    return "inf" if math.isinf(value) else value
 
 
 def table(columns: Mapping[str, Sequence[object]], *, caption: str) -> HTML:

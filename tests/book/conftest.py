@@ -1,17 +1,16 @@
 import functools
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import book
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -34,9 +33,7 @@ def site() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser(ci: bool) -> Iterator[object]:
     """A headless Chromium; without one these tests are skipped, in CI they fail."""
-    path = (
-        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    )
+    path = book.chromium()
     if path is None:
         reason = ("no Chromium found: install Debian's package `chromium`, "
                   "or name the program in CHROMIUM")
@@ -44,6 +41,6 @@ def browser(ci: bool) -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=book.BROWSER)
         yield browser
         browser.close()
