@@ -35,6 +35,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS":
                "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
            "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PAPER = 658  # pixels of what is between the margins of A4
 FOOTER = ('<div style="font-size: 8px; width: 100%; text-align: center">'
           '<span class="pageNumber"></span></div>')
 OTHER_MACHINE = {
@@ -263,7 +264,8 @@ def pdf(profile: str, jobs: int) -> Path:
           playwright.chromium.launch(executable_path=program, args=BROWSER) as browser):
         index = sphinx(stage, Path(scratch), "singlehtml") / "index.html"
         index.write_text(index.read_text().replace('href="index.html#', 'href="#'))
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": PAPER, "height": 1000})
+        page.emulate_media(media="print", color_scheme="light")  # before formulas are fitted
         page.goto(index.as_uri(), wait_until="load")
         page.wait_for_selector("html[data-typeset=done]", state="attached", timeout=300_000)
         page.pdf(path=target, format="A4", outline=True, tagged=True, display_header_footer=True,

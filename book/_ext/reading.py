@@ -1,5 +1,6 @@
 """Sphinx extension: what a page says about itself. Folded cells are named after what they do, a
-chapter's head tells how long it takes to read, and pictures that another page made get a text."""
+chapter's head tells how long it takes to read, pictures that another page made get a text, and the
+API leaves out the fields of named tuples."""
 
 import math
 import re
@@ -66,9 +67,16 @@ def describe(app: Any, doctree: nodes.document, docname: str) -> None:
             text.parent.remove(text)
 
 
+def fields(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the fields of named tuples, which their class describes."""
+    alias = (getattr(member, "__doc__", None) or "").startswith("Alias for field number")
+    return True if alias else None
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register them."""
     app.connect("doctree-read", name_toggles)
     app.connect("doctree-read", tell_time)
     app.connect("doctree-resolved", describe)
+    app.connect("autodoc-skip-member", fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
