@@ -233,7 +233,7 @@ def build(profile: str, jobs: int) -> Path:
 def sphinx(stage: Path, scratch: Path, builder: str) -> Path:
     """Build the staged pages under ``scratch``; returns the folder of the result."""
     program = Path(sys.executable).parent / "jupyter-book"
-    flags = ["--path-output", scratch, "--builder", builder, "-W", "--keep-going", "-n", "--all",
+    flags = ["--path-output", str(scratch), "--builder", builder, "-W", "--keep-going", "-n", "--all",
              "--quiet"]
     done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
     if done.returncode:

@@ -1,5 +1,6 @@
 """What a chapter tells its reader: numbers, tables, verdicts, and where a record is from."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from numbers import Integral
@@ -110,13 +111,19 @@ def _asked(part: Part) -> str:
     return f'<strong>{escape(part.name)}</strong> <span class="scope">({escape(part.scope)})</span>'
 
 
+_NAMES = {"relu": "ReLU", "mlp": "MLP", "maml": "MAML", "nal": "NAL", "var_hard": "v_H",
+          "rho_hard": "ρ_H", "alpha": "α"}  # of records, as readers know them
+
+
 def _named(cases: Sequence[str], most: int = 6) -> str:
-    return "; ".join(cases) if len(cases) <= most else f"{len(cases)} cases"
+    if len(cases) > most:
+        return f"{len(cases)} cases"
+    return re.sub(r"\w+", lambda word: _NAMES.get(word[0], word[0]), "; ".join(cases))
 
 
 def _outcome(part: Part) -> str:
     """The word of a part, its number, its cases where they differ, and what would have shown."""
-    told = [f"{part.what}: {plus_minus(part.interval)}"] if part.interval else []
+    told = [f"{_named([part.what])}: {plus_minus(part.interval)}"] if part.interval else []
     words = dict.fromkeys(part.cases.values())
     told += [f"{word}: {_named([case for case in part.cases if part.cases[case] == word])}"
              for word in words if len(words) > 1]
