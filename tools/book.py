@@ -8,7 +8,9 @@ python tools/book.py check                               nbval: do they still co
 """
 
 import argparse
+import base64
 import hashlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -24,6 +26,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
+from PIL import Image
 from tqdm import tqdm
 from traitlets.config import Config
 
@@ -207,9 +210,27 @@ def stage_pages(stage: Path) -> None:
         shutil.copyfile(ROOT / name, stage / name)
     wanted |= {path.relative_to(ROOT) for path in own}
     wanted |= {name.with_suffix(".key") for name in wanted if name.suffix == ".ipynb"}
+    wanted |= {name for chapter in own for name in thumbnail(stage, chapter.relative_to(ROOT))}
     for path in stage.rglob("*"):
         if path.is_file() and path.relative_to(stage) not in wanted:
             path.unlink()
+
+
+def thumbnail(stage: Path, chapter: Path) -> list[Path]:
+    """Make a small picture of a chapter's first figure, for the cards of the front page; returns
+    its name, none for a chapter without a figure."""
+    pictures = [output.data["image/png"] for cell in nbformat.read(stage / chapter, 4).cells
+                for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    if not pictures:
+        return []
+    name = Path("book", "static", "thumbs", "-".join(chapter.with_suffix(".png").parts[1:]))
+    (stage / name).parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as figure:
+        width, height = figure.size
+        part = figure.convert("RGB").crop((0, 0, width, min(height, width * 5 // 9)))
+        part.thumbnail((400, 400))
+        part.save(stage / name)
+    return [name]
 
 
 def build(profile: str, jobs: int) -> Path:
@@ -233,8 +254,8 @@ def build(profile: str, jobs: int) -> Path:
 def sphinx(stage: Path, scratch: Path, builder: str) -> Path:
     """Build the staged pages under ``scratch``; returns the folder of the result."""
     program = Path(sys.executable).parent / "jupyter-book"
-    flags = ["--path-output", str(scratch), "--builder", builder, "-W", "--keep-going", "-n", "--all",
-             "--quiet"]
+    flags = ["--path-output", str(scratch), "--builder", builder, "-W", "--keep-going", "-n",
+             "--all", "--quiet"]
     done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see the "

@@ -1,7 +1,8 @@
 """Sphinx extension: what a page says about itself. Folded cells are named after what they do, a
-chapter's head tells how long it takes to read, pictures that another page made get a text, and the
-API leaves out the fields of named tuples."""
+chapter's head tells how long it takes to read, pictures that another page made get a text, every
+page a description, and the API leaves out the fields of named tuples."""
 
+import html
 import math
 import re
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from docutils import nodes
 
 WORDS, FORMULA, FIGURE = 180, 0.2, 0.5  # words a minute; minutes for what takes a longer look
+LENGTH = 160  # of a description
 KINDS = (  # of folded code, by what is in it; the first that fits
     (re.compile(r"figures\.use_style"), "Imports and settings"),
     (re.compile(r"figures\.sliders|figures\.explorer"), "Make the explorer"),
@@ -67,6 +69,20 @@ def describe(app: Any, doctree: nodes.document, docname: str) -> None:
             text.parent.remove(text)
 
 
+def summarise(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Tell searchers what a page is about: its first paragraph, where it has no description."""
+    if doctree is None or 'name="description"' in context.get("metatags", ""):
+        return
+    text = next((node.astext() for node in doctree.findall(nodes.paragraph)
+                 if len(node.astext()) > 40), context["title"])
+    words = html.escape(" ".join(text.split()))
+    if len(words) > LENGTH:
+        words = words[:LENGTH].rsplit(" ", 1)[0] + " …"
+    context["metatags"] += f'<meta name="description" content="{words}">\n'
+
+
 def fields(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
     """Leave out the fields of named tuples, which their class describes."""
     alias = (getattr(member, "__doc__", None) or "").startswith("Alias for field number")
@@ -78,5 +94,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("doctree-read", name_toggles)
     app.connect("doctree-read", tell_time)
     app.connect("doctree-resolved", describe)
+    app.connect("html-page-context", summarise)
     app.connect("autodoc-skip-member", fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

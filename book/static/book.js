@@ -62,7 +62,8 @@
 
   function readable() {
     const hidden = ["details > summary", "button.theme-switch-button", "button.search-button-field"];
-    all(hidden.map((s) => `${s}[aria-label]`).join()).forEach((e) => e.removeAttribute("aria-label"));
+    all(hidden.map((s) => `${s}[aria-label]`).join()).forEach((e) => { if (e.textContent.trim()) e.removeAttribute("aria-label"); });
+    all("summary:has(.toctree-toggle)").forEach((e) => e.setAttribute("aria-label", `Pages of ${e.closest("li").querySelector("a").textContent.trim()}`));
     all(".theme-switch-button").forEach((e) => { e.title = "Color mode"; });
     all(".citation-list, .citation[role]").forEach((e) => e.removeAttribute("role"));
     all("th:empty").forEach((e) => { e.outerHTML = "<td></td>"; });
@@ -88,10 +89,10 @@
     linear: ({ least, most }) => ({ to: (i) => least + (most - least) * i / 200, from: (v) => 200 * (v - least) / (most - least), most: 200 }),
     log: ({ least, most }) => ({ to: (i) => least * (most / least) ** (i / 200), from: (v) => 200 * Math.log(v / least) / Math.log(most / least), most: 200 }),
     whole: ({ least, most }) => ({ to: (i) => least + i, from: (v) => v - least, most: most - least }),
-    support: ({ least, most }) => ({
-      to: (i) => i >= 200 ? Infinity : Math.round(least * (most / least) ** (i / 199)),
-      from: (v) => v === Infinity ? 200 : 199 * Math.log(v / least) / Math.log(most / least), most: 200,
-    }),
+    support: ({ least, most }) => { // each place another number: one by one, then by a share
+      const to = (i) => i >= 200 ? Infinity : Math.max(least + i, Math.round(least * (most / least) ** (i / 199)));
+      return { to, from: (v) => { let i = 0; while (to(i) < v) i++; return i; }, most: 200 };
+    },
   };
 
   function explorer(box) {
@@ -226,7 +227,11 @@
     requestAnimationFrame(() => setTimeout(typeset));
     let width = innerWidth;
     addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; fit(); } });
-    document.addEventListener("toggle", fit, true); // what was folded had no width
+    let waiting = false; // what was folded had no width
+    document.addEventListener("toggle", () => {
+      if (!waiting) requestAnimationFrame(() => { waiting = false; fit(); });
+      waiting = true;
+    }, true);
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start); else start();
 })();

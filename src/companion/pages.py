@@ -96,6 +96,17 @@ def ledger() -> HTML:
         for full, quick in zip(claims.evaluate("full"), claims.evaluate("quick"), strict=True)))
 
 
+def summary() -> HTML:
+    """The ledger in small: a line a claim, with the words of its parts, linked from the front page
+    to the ledger's cards."""
+    lines = "".join(
+        f'<li><a href="book/ledger.html#claim-{claim.id.lower()}">{claim.id}</a> '
+        f"{escape(claim.statement)}<br>" + " ".join(
+            f'<span class="word {part.word}">{escape(part.name)}: {part.word}</span>'
+            for part in claim.parts) + "</li>" for claim in claims.evaluate("full"))
+    return HTML(f'<ul class="ledger-small">{lines}</ul>')
+
+
 def _row(full: Part, quick: Part) -> str:
     links = {target.replace("#", ".html#"): text for text, target in full.links.items()}
     links |= {f"../results/{part.source}/provenance.json": f"Record: {part.source}, {part.date}, "

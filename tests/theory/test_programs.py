@@ -1,7 +1,6 @@
 """The formulas of the explorers, evaluated as a page does, against the functions of the package."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,20 +10,6 @@ from companion.streams import stream
 from companion.theory import landscape, preconditioners, programs, whitening
 from companion.theory.landscape import Mixture
 from companion.theory.landscape_proofs import identity, symbols
-
-CALLS = {"orelse": lambda x, y: np.where(np.isnan(x), y, x),
-         "powers": lambda c, k: sum(np.where(k > j, c**j, 0.0) for j in range(10))}
-
-
-def evaluated(program: programs.Program, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    known = dict(values)
-    with np.errstate(all="ignore"):
-        for name, expression in program.items():
-            function = sp.lambdify(sorted(expression.free_symbols, key=str), expression,
-                                   [CALLS, "numpy"])
-            known[name] = function(*(known[symbol.name] for symbol in
-                                     sorted(expression.free_symbols, key=str)))
-    return known
 
 
 def knobs(count: int) -> dict[str, np.ndarray]:
@@ -47,7 +32,7 @@ def test_the_mixture_of_the_explorer_is_that_of_the_package() -> None:
     unbounded = {"rho_E": 1.0, "alpha": 1.0, "u": 0.0, "v_H": 0.0, "R": 2.0, "p": 0.5}
     for name, value in unbounded.items():  # MAML's risk is 0
         v[name][200:210] = value
-    found = evaluated(programs.mixture(), v)
+    found = programs.evaluate(programs.mixture(), v)
     with np.errstate(divide="ignore"):
         mixture = Mixture(v["rho_E"], v["rho_H"], v["d"], 1 / v["u"], v["alpha"],
                           hard_fraction=v["p"], distance=v["R"], var_easy=v["v_E"],
@@ -75,9 +60,8 @@ def test_the_ratio_is_the_identity_of_the_chapter() -> None:
 @pytest.mark.parametrize("support", [3.0, 40.0, math.inf])
 def test_the_preconditioner_of_the_explorer_is_that_of_the_package(support: float) -> None:
     s, g, noise = np.array([2.0, 0.3]), np.array([0.5, 1.5]), 0.7
-    found = evaluated(programs.preconditioner(), dict(zip(
-        ("s_1", "s_2", "g_1", "g_2", "u", "sigma"), map(np.array, (*s, *g, 1 / support, noise)),
-        strict=True)))
+    found = programs.evaluate(programs.preconditioner(), dict(zip(
+        ("s_1", "s_2", "g_1", "g_2", "u", "sigma"), (*s, *g, 1 / support, noise), strict=True)))
     # four tasks at +-sqrt(g) of one covariance: the optima have covariance diag(g) about 0
     optima = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]) * np.sqrt(g)
     tasks = np.tile(np.diag(s), (4, 1, 1)), optima

@@ -2,7 +2,7 @@ r"""What a family of tasks lets one learn: from a start (MAML) or from the inner
 
 NAL's start minimises the mean risk without adaptation, MAML's that after one step; their ratio of
 risks after adaptation is what paper L is about. A better step is what paper D is about. Both are
-estimated from the tasks at hand for the population that they come from. Derived in book/together.
+estimated from the tasks at hand for the population that they come from. Explained in book/diagnose.
 """
 
 import math

@@ -7,13 +7,32 @@ Two functions are not SymPy's own: ``orelse(x, y)`` is y where x is 0/0, and ``p
 
 from collections.abc import Mapping
 
+import numpy as np
 import sympy as sp
+from numpy.typing import ArrayLike
 
+from companion.checks import Array
 from companion.theory.landscape import contraction
 from companion.theory.landscape_proofs import symbols
 
 ORELSE, POWERS = sp.Function("orelse"), sp.Function("powers")
 Program = Mapping[str, sp.Expr]
+
+
+def evaluate(program: Program, values: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """All names of a program, given its knobs; numbers or arrays that broadcast together."""
+    known: dict[str, Array] = {name: np.asarray(value, float) for name, value in values.items()}
+    calls = {"orelse": lambda x, y: np.where(np.isnan(x), y, x), "powers": _powers}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for name, expression in program.items():
+            used = sorted(expression.free_symbols, key=str)
+            found = sp.lambdify(used, expression, [calls, "numpy"])
+            known[name] = np.asarray(found(*(known[symbol.name] for symbol in used)))
+    return {name: known[name] for name in program}
+
+
+def _powers(c: Array, k: Array) -> Array:
+    return sum((np.where(k > j, c**j, 0.0) for j in range(int(np.max(k)))), np.zeros_like(c))
 
 
 def mixture() -> Program:

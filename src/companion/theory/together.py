@@ -12,7 +12,8 @@ of size n_o n_i, u = 1/m, e_o the sum of e over i. The excess risk is the groups
 
     (rho/2) sum_oi [e (1 - q rho)^2 + u q^2 (rho^2 e + n_i rho^2 e_o + n_o n_i sigma^2 rho)],
 
-q = rates[o, i]. It is a convex quadratic in the rates, and in the start. Derived in book/together.
+q = rates[o, i]. It is a convex quadratic in the rates, and in the start. Source:
+the companion's own; book/together derives the case of one output.
 """
 
 from collections.abc import Callable
