@@ -53,10 +53,10 @@ LOOK = """() => {
       e => e.scrollWidth > e.parentElement.clientWidth + 1).map(e => e.textContent.slice(0, 80)),
   };
 }"""
-# the many elements of a formula look alike, and axe takes its time for each
+# the many elements of formulas and of code look alike, and axe takes its time for each
 AXE = """async ([theme, rules]) => {
-  document.querySelectorAll('mjx-math').forEach(e => e.replaceChildren());
-  document.querySelectorAll('details.hide').forEach(e => { e.open = false; }); // code is alike
+  document.querySelectorAll('mjx-container > *').forEach(e => e.replaceChildren());
+  [...document.querySelectorAll('pre')].slice(3).forEach(e => { e.textContent = e.textContent; });
   Object.assign(document.documentElement.dataset, {theme, mode: theme});
   const found = await axe.run(document, {runOnly: rules, preload: false});
   return found.violations.map(v => theme + ', ' + v.id + ': ' + v.nodes.slice(0, 3).map(
