@@ -227,7 +227,7 @@ def thumbnail(stage: Path, chapter: Path) -> list[Path]:
     (stage / name).parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as figure:
         width, height = figure.size
-        part = figure.convert("RGB").crop((0, 0, width, min(height, width * 5 // 9)))
+        part = figure.convert("RGB").crop((0, 0, width, min(height, width * 4 // 5)))
         part.thumbnail((400, 400))
         part.save(stage / name)
     return [name]

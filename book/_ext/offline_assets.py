@@ -83,8 +83,17 @@ def mend_scripts(
     context["script_files"][:] = [script for script in context["script_files"] if stays(script)]
 
 
+def without_address(app: Any, config: Any) -> None:
+    """Where the book is kept nowhere, no button leads there."""
+    options = config.html_theme_options
+    if not options.get("repository_url"):
+        options.pop("launch_buttons", None)
+        options.pop("repository_url", None)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register them."""
+    app.connect("config-inited", without_address)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_records)
     app.connect("build-finished", slim)

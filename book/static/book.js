@@ -69,6 +69,18 @@
     all("th:empty").forEach((e) => { e.outerHTML = "<td></td>"; });
   }
 
+  /* ---- search: excerpts of the prose; from a file there are none, as no script may read a page ---- */
+
+  function search() {
+    if (typeof Search === "undefined") return;
+    const plain = Search.htmlToText;
+    Search.htmlToText = (text, anchor) => {
+      const page = new DOMParser().parseFromString(text, "text/html");
+      all(".cell_input, .highlight, .cell_output script", page).forEach((e) => e.remove());
+      return plain(page.documentElement.outerHTML, anchor);
+    };
+  }
+
   /* ---- paper: everything open, nothing scrolls ---- */
 
   function print() {
@@ -223,6 +235,7 @@
     readable();
     all(".book-explorer").forEach(explorer);
     print();
+    search();
     fit();
     requestAnimationFrame(() => setTimeout(typeset));
     let width = innerWidth;
