@@ -246,3 +246,33 @@ def test_a_second_build_does_no_work_twice(site: str, monkeypatch: pytest.Monkey
     before = (HTML / "index.html").stat().st_mtime_ns
     assert book.build("quick", 1) == HTML / "index.html"
     assert (HTML / "index.html").stat().st_mtime_ns == before
+
+
+def test_the_book_prints(ci: bool) -> None:
+    """One PDF with every figure of the pages in it, and references that can be followed."""
+    if book.chromium() is None and not ci:
+        pytest.skip("no Chromium found")
+    printed = book.pdf("quick", 1).read_bytes()
+    figures = {path for name in PAGES
+               for path in re.findall(r'_images/\w+\.png', (HTML / name).read_text())}
+    assert len(figures) > 40
+    assert len(re.findall(rb"/Subtype\s*/Image\b", printed)) >= len(figures)
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 100
+    assert len(re.findall(rb"/Subtype\s*/Link\b", printed)) > 500
+    assert len(re.findall(rb"/S\s*/URI\b", printed)) < len(re.findall(rb"/Dest\b", printed))
+
+
+def test_the_search_finds_claims_and_letters(browser, site: str) -> None:
+    page = browser.new_page()
+    for words, name in (("inconclusive placebo", "ledger"), ("alpha", "notation"),
+                        ("packed", "gap")):
+        visit(page, f"{site}search.html?q={words}")
+        page.wait_for_function("document.querySelectorAll('#search-results li').length > 0")
+        page.wait_for_function("!document.querySelector('#search-results h2')"
+                               "?.textContent.includes('Searching')")
+        page.wait_for_load_state("networkidle")
+        found = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.href)")
+        assert any(f"/{name}.html" in link for link in found), (words, found)
+        excerpts = page.locator("#search-results p.context").all_text_contents()
+        assert not [text for text in excerpts if "import " in text or "figures." in text]
+    page.close()

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
 
 from companion.checks import Array, at_least, real, require, step_count, step_size, support_size
+
+_STEPS = 2001  # of the grid on which a best step is looked for
 
 
 def contraction(rho: Any, alpha: Any, dim: Any, inverse_support: Any) -> Any:
@@ -266,7 +269,7 @@ def best_step(mixture: Mixture, method: str) -> float:
     """The inner step at which ``method``, "nal" or "maml", has its least risk. NAL's minimiser does
     not depend on the step, MAML's is learned anew for each; ``mixture.alpha`` is not used. Both
     risks are rational in alpha: all critical points are roots of a polynomial, and the best of
-    those > 0 and of 0 is returned. ValueError for a mixture with array fields."""
+    those, of 0 and of a grid is returned. ValueError for a mixture with array fields."""
     if method not in ("nal", "maml"):
         raise ValueError(f'method must be "nal" or "maml", got {method!r}; name one of the two')
     require(np.ndim(mixture.risk_nal) == 0, "mixture", "hold numbers", "arrays",
@@ -295,6 +298,17 @@ def best_step(mixture: Mixture, method: str) -> float:
         slope = slope + f.distance**2 / 2 * (product.deriv() * whole - product * whole.deriv())
     roots = slope.trim().roots()
     real_roots = roots.real[(np.abs(roots.imag) < 1e-6 * (1 + np.abs(roots))) & (roots.real > 0)]
-    candidates = np.append(0.0, real_roots)
-    there = replace(mixture, alpha=candidates)
-    return float(candidates[np.argmin(there.risk_nal if method == "nal" else there.risk_maml)])
+    # the roots of many steps are ill-conditioned, so a grid stands beside them; every part of both
+    # risks rises beyond the step at which the flatter group's c is least
+    last = 1 / (min(f.rho_easy, f.rho_hard) * (1 + (f.dim + 1) * f.inverse_support))
+    candidates = np.sort(np.concatenate([np.linspace(0, last, _STEPS), real_roots]))
+
+    def risks(alpha: ArrayLike) -> Array:
+        there = replace(mixture, alpha=alpha)
+        return there.risk_nal if method == "nal" else there.risk_maml
+
+    found = risks(candidates[candidates <= last])
+    best = int(np.argmin(found))
+    near = candidates[max(best - 1, 0)], candidates[min(best + 1, len(found) - 1)]
+    fine = minimize_scalar(risks, bounds=near, method="bounded", options={"xatol": 1e-12 * last})
+    return float(fine.x if fine.fun < found[best] else candidates[best])
