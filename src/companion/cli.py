@@ -1,4 +1,5 @@
-"""The command line: ``companion list``, ``run``, ``verify``, ``data``, ``diagnose``."""
+"""The command line: ``companion list``, ``run``, ``verify``, ``data``, ``diagnose``. Commands
+import what they need, so that help and wrong calls are answered at once."""
 
 import math
 import sys
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from companion import checks, claims, errors, experiments, paths, records, runs
+from companion import checks, errors, paths
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Run the companion's experiments. Example: companion run linear --profile "
@@ -21,6 +22,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command("list")
 def show() -> None:
     """Every experiment, its profiles, and what is on record. Example: companion list"""
+    from companion import experiments
+
     table = Table("experiment", "profile", "points", "record", "purpose")
     for name, experiment in experiments.EXPERIMENTS.items():
         for profile, config in experiment.profiles.items():
@@ -39,6 +42,8 @@ def show() -> None:
 @app.command("verify")
 def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full") -> None:
     """Check every record and settle every claim anew. Example: companion verify"""
+    from companion import claims, experiments
+
     for experiment in experiments.EXPERIMENTS.values():
         for each in experiment.profiles:
             with suppress(errors.MissingRecord):
@@ -62,6 +67,8 @@ def run(name: Annotated[str, typer.Argument(help="which experiment: see `compani
         fresh: Annotated[bool, typer.Option(
             "--fresh", help="measure everything anew, replace the record")] = False) -> None:
     """Run one experiment to a whole record. Example: companion run linear --workers 2"""
+    from companion import experiments, records, runs
+
     runs.run(experiments.get(name), profile, device=device, workers=workers, scheduler=scheduler,
              fresh=fresh, progress=sys.stderr.isatty())
     print(f"The record is at {records.folder(name, profile)}")
@@ -71,7 +78,7 @@ def run(name: Annotated[str, typer.Argument(help="which experiment: see `compani
 def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, fc100 or "
                                              "mini_imagenet")]) -> None:
     """Fetch or find the images of a source and check them. Example: companion data omniglot"""
-    from companion.tasks import downloads  # only here: the other commands need no images
+    from companion.tasks import downloads
 
     source = downloads.locate(name, progress=sys.stderr.isatty())
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
@@ -97,7 +104,6 @@ def diagnose(
         figure: Annotated[Path | None, typer.Option(help="save a picture there, .png")] = None,
         ) -> None:
     """What tasks of your own let one learn. Example: companion diagnose tasks.csv --support 10"""
-    # only here: pandas and scipy take a second
     from companion.diagnosis import diagnose as diagnosed
     from companion.diagnosis import task_files
 
@@ -119,7 +125,7 @@ def main() -> None:
     """The command line; one line for what goes wrong. Exit 2: the call is wrong; 1: the run is."""
     try:
         app()
-    except (errors.RecordError, runs.Unfinished) as error:
+    except (errors.RecordError, errors.Unfinished) as error:
         sys.exit(f"companion: {error}")
     except ValueError as error:
         print(f"companion: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Every error of the package that a caller may want to catch by name."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +22,15 @@ class MissingData(DataError):
 
 class OutOfMemory(MemoryError):
     """The fleet does not fit into the memory of its device; says how to make it smaller."""
+
+
+class Unfinished(RuntimeError):
+    """Some points failed. The others are kept; the next run tries the failed ones alone."""
+
+    def __init__(self, failures: Sequence[tuple[Mapping[str, Any], str]], total: int) -> None:
+        lines = "\n".join(f"  {dict(point)}: {reason}" for point, reason in failures)
+        super().__init__(f"{len(failures)} of {total} points failed; run again to try these alone:"
+                         f"\n{lines}")
 
 
 class Diverged(ArithmeticError):

@@ -13,19 +13,10 @@ from filelock import FileLock, Timeout
 
 from companion import records, sweeps
 from companion.checks import require
-from companion.errors import MissingRecord
+from companion.errors import MissingRecord, Unfinished
 from companion.experiment import Experiment
 from companion.files import naming
 from companion.records import Journal, Point, Record, Row
-
-
-class Unfinished(RuntimeError):
-    """Some points failed. The others are kept; the next run tries the failed ones alone."""
-
-    def __init__(self, failures: Sequence[tuple[Point, str]], total: int) -> None:
-        lines = "\n".join(f"  {dict(point)}: {reason}" for point, reason in failures)
-        super().__init__(f"{len(failures)} of {total} points failed; run again to try these alone:"
-                         f"\n{lines}")
 
 
 def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from companion import records, runs
+from companion import errors, records, runs
 from companion.errors import RecordError
 from companion.experiment import Experiment
 from companion.experiments import linear, rules
@@ -76,7 +76,7 @@ def test_killed_at_seven_moments_the_table_is_the_same(results: Path) -> None:
     {"base": dict(SHORT.base) | {"dim": 4}}], ids=["draws", "sweeps", "base"])
 def test_nothing_of_another_config_is_used(results: Path, change: dict) -> None:
     before, measured = made(failing=lambda point: point["x"] == 0.1)
-    with pytest.raises(runs.Unfinished, match="1 of 5 points failed"):
+    with pytest.raises(errors.Unfinished, match="1 of 5 points failed"):
         run(before)
     config = replace(SHORT, **change)
     today, again = made(config)
@@ -95,7 +95,7 @@ def test_nothing_of_another_config_is_used(results: Path, change: dict) -> None:
 
 def test_a_journal_under_another_name_is_refused(results: Path) -> None:
     before, _ = made(failing=lambda point: point["x"] == 0.1)
-    with pytest.raises(runs.Unfinished):
+    with pytest.raises(errors.Unfinished):
         run(before)
     today, again = made(replace(SHORT, draws=2001))
     (journal,) = (results / "linear" / "quick").glob("journal-*")
@@ -145,7 +145,7 @@ def test_rows_with_other_columns_are_refused(results: Path, other: Callable[[dic
 def test_the_journal_keeps_the_columns_in_their_order(results: Path) -> None:
     """Sorted columns, which the rows of this experiment do not have, would be another table."""
     before, _ = made(failing=lambda point: point["x"] == 0.1)
-    with pytest.raises(runs.Unfinished):
+    with pytest.raises(errors.Unfinished):
         run(before)
     (journal,) = (results / "linear" / "quick").glob("journal-*")
     entries = [json.loads(line.split(" ", 1)[1]) for line in journal.read_text().splitlines()]
