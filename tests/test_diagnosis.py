@@ -334,8 +334,8 @@ def test_samples_that_drown_in_noise_tell_nothing() -> None:
 def test_it_prints_and_draws() -> None:
     found = companion.diagnose(**drawn(replace(MIXTURE, support=20.0), stream(14, "diagnosis"), 40))
     said = str(found)
-    assert found.advice == said.splitlines()[-1]
-    assert len(said.splitlines()) == len(found.rows()) + 2
+    assert found.advice == " ".join(said.split("\n\n")[1].splitlines())
+    assert len(said.split("\n\n")[0].splitlines()) == len(found.rows())
     assert " ".join(found.ratio.texts) in " ".join(said.split())
     assert isinstance(found, Diagnosis)
     for each in (found, replace(found, ceiling=math.inf), replace(found, gains={}),

@@ -6,6 +6,7 @@ estimated from the tasks at hand for the population that they come from. Explain
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +75,9 @@ class Diagnosis:
         apart, (hard, rest) = self.groups, self.groups.spread
         found = [("tasks, features", f"{self.tasks}, {self.dim}",
                   f"effective dimension {self.dimension:.3g}"),
-                 ("step", f"{self.alpha:.3g}", f"{self.steps} on {self.support:g} samples each"),
+                 ("step", f"{self.alpha:.3g}", f"{self.steps} on " + (
+                     f"{self.support:g} samples each" if math.isfinite(self.support)
+                     else "all samples")),
                  ("hardness spread h", f"{self.spread:.3g}",
                   f"a task keeps {self.hardness.min():.3g} to {self.hardness.max():.3g}"),
                  ("ceiling", f"{self.ceiling:.3g}", "the most that NAL / MAML can be"),
@@ -89,7 +92,7 @@ class Diagnosis:
         rows = self.rows()
         wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
         lines = [f"{what:<{wide[0]}}  {value:>{wide[1]}}  {rest}" for what, value, rest in rows]
-        return "\n".join([*lines, "", self.advice])
+        return "\n".join([*lines, "", *textwrap.wrap(self.advice, max(map(len, lines)))])
 
     def figure(self) -> "Figure":
         """A picture: the hardness of the tasks, the ratio under its ceiling, and the gains."""
