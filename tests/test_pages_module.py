@@ -150,6 +150,22 @@ def test_the_ledger_has_a_card_a_claim(shown: None) -> None:
     assert 'word inconclusive">inconclusive' in two
 
 
+def test_the_ledger_in_small_has_a_line_a_claim(shown: None) -> None:
+    one, two = re.findall("<li>(.*?)</li>", pages.summary().data)
+    assert one.startswith('<a href="book/ledger.html#claim-d1">D1</a> Depth &lt;helps&gt;.')
+    assert re.findall('<span class="word (.*?)">', one) == ["proved", "mixed"]
+    assert len(re.findall('<span class="word', two)) == 1
+
+
+def test_cases_have_the_names_that_readers_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {"relu, alpha 0.2": "supported", "mlp, reluctant": "contradicted"}
+    found = Finding("mixed", Interval(1.2, 1.1, 1.4), "ratio of maml", cases)
+    monkeypatch.setattr(claims, "evaluate", lambda profile, ident: [claim(found)])
+    said = pages.verdict("D1").data
+    assert "supported: ReLU, α 0.2<br>contradicted: MLP, reluctant" in said
+    assert "ratio of MAML: 1.2" in said
+
+
 def luminance(colour: str) -> float:
     parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
