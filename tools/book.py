@@ -219,6 +219,8 @@ def stage_pages(stage: Path) -> None:
 def thumbnail(stage: Path, chapter: Path) -> list[Path]:
     """Make a small picture of a chapter's first figure, for the cards of the front page; returns
     its name, none for a chapter without a figure."""
+    if not (stage / chapter).exists():  # not executed yet
+        return []
     pictures = [output.data["image/png"] for cell in nbformat.read(stage / chapter, 4).cells
                 for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     if not pictures:

@@ -138,7 +138,8 @@
         input.nextElementSibling.textContent = number(values[name]);
       });
       clearTimeout(timer); // a screen reader hears where the knobs rest, not the way there
-      timer = setTimeout(() => { box.querySelector(".said").textContent = view.said(found); remember(); }, 300);
+      box.dataset.settled = "no";
+      timer = setTimeout(() => { box.querySelector(".said").textContent = view.said(found); remember(); box.dataset.settled = "yes"; }, 300);
       box.dataset.values = JSON.stringify(names.map((name) => number(values[name])));
     }
 

@@ -207,7 +207,8 @@ def test_an_explorer_follows_its_knobs(browser, site: str, ident: str, size: str
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     visit(page, site + EXPLORERS[ident][0])
-    box = page.locator(f"#{ident}")
+    box, rest = page.locator(f"#{ident}"), f"#{ident}[data-settled=yes]"
+    page.wait_for_selector(rest)
     first = box.evaluate(READ)
     for i in range(box.locator("input").count()):
         knob = box.locator("input").nth(i)
@@ -219,7 +220,7 @@ def test_an_explorer_follows_its_knobs(browser, site: str, ident: str, size: str
             assert after["shown"] == after["values"]
             assert "NaN" not in after["drawn"]
             assert key in ("End", "Home") or after["values"][i] != before["values"][i]
-    page.wait_for_timeout(400)
+    page.wait_for_selector(rest)
     moved = box.evaluate(READ)
     assert moved["said"] not in (first["said"], "")
     assert moved["drawn"] != first["drawn"]
@@ -229,7 +230,7 @@ def test_an_explorer_follows_its_knobs(browser, site: str, ident: str, size: str
         button.click()
         assert "NaN" not in box.evaluate(READ)["drawn"]
     box.locator(".reset").click()
-    page.wait_for_timeout(400)
+    page.wait_for_selector(rest)
     assert box.evaluate(READ) == first
     page.close()
 
