@@ -34,6 +34,7 @@ OPEN = """async () => {
   document.querySelectorAll('article details').forEach(e => { e.open = true; });
   [...document.images].forEach(i => { i.loading = 'eager'; });
   await Promise.all([...document.images].map(i => i.decode().catch(() => null)));
+  document.dispatchEvent(new Event('toggle'));  // what was opened is fitted in the next frame
   await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
 }"""
 LOOK = """() => {
