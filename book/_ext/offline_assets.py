@@ -71,7 +71,7 @@ def shrink(app: Any, error: Exception | None) -> None:
             few.save(path, optimize=True)
 
 
-def mend_scripts(
+def drop_thebe(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
     """Leave out the live-code scripts, which load from another host."""
@@ -98,5 +98,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("build-finished", copy_records)
     app.connect("build-finished", slim)
     app.connect("build-finished", shrink)
-    app.connect("html-page-context", mend_scripts, priority=900)
+    app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

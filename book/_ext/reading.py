@@ -13,7 +13,7 @@ WORDS, FORMULA, FIGURE = 180, 0.2, 0.5  # words a minute; minutes for what takes
 LENGTH = 160  # of a description
 KINDS = (  # of folded code, by what is in it; the first that fits
     (re.compile(r"figures\.use_style"), "Imports and settings"),
-    (re.compile(r"figures\.sliders|figures\.explorer"), "Make the explorer"),
+    (re.compile(r"figures\.explorer"), "Make the explorer"),
     (re.compile(r"plt\.|pages\.show|\.figure\("), "Draw the figure"),
     (re.compile(r"figures\.table|pages\.pivot"), "Make the table"),
     (re.compile(r"^\s*assert ", re.MULTILINE), "Check"),

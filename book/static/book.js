@@ -76,7 +76,7 @@
     const plain = Search.htmlToText;
     Search.htmlToText = (text, anchor) => {
       const page = new DOMParser().parseFromString(text, "text/html");
-      all(".cell_input, .highlight, .cell_output script", page).forEach((e) => e.remove());
+      all(".cell_input, .highlight", page).forEach((e) => e.remove());
       return plain(page.documentElement.outerHTML, anchor);
     };
   }
@@ -109,7 +109,8 @@
 
   function explorer(box) {
     const spec = JSON.parse(box.querySelector("script").textContent);
-    const names = Object.keys(spec.knobs), read = (v) => v === "inf" ? Infinity : v;
+    const names = Object.keys(spec.knobs), scales = names.map((name) => SCALES[spec.knobs[name].scale](spec.knobs[name]));
+    const read = (v) => v === "inf" ? Infinity : v;
     const start = Object.fromEntries(names.map((name) => [name, read(spec.knobs[name].start)]));
     const body = spec.program.map(([name, code]) => `const ${name} = ${code};`).join("\n");
     const run = new Function("orelse", "powers", ...names, `${body}\nreturn {${spec.program.map(([name]) => name)}};`);
@@ -122,18 +123,18 @@
         `<button type="button">${title}</button>`).join(" ")} <button type="button" class="reset">reset</button></p>
       <div class="pictures">${view.pictures(box.id)}</div>
       <dl class="readout"></dl><p class="said" role="status"></p>
-      <div class="knobs">${names.map((name) => `<div class="knob"><label for="${box.id}-${name}">${spec.knobs[name].name}</label>
-        <input type="range" id="${box.id}-${name}" min="0" step="1"><output for="${box.id}-${name}"></output></div>`).join("")}</div>`);
+      <div class="knobs">${names.map((name, i) => `<div class="knob"><label for="${box.id}-${name}">${spec.knobs[name].name}</label>
+        <input type="range" id="${box.id}-${name}" min="0" max="${scales[i].most}" step="1"><output for="${box.id}-${name}"></output></div>`).join("")}</div>`);
+    const inputs = all("input", box);
     let values = { ...start }, timer = 0;
 
     function draw() {
       const found = evaluate(values);
       view.draw(box, values, found, evaluate, spec);
       box.querySelector(".readout").innerHTML = view.readout(found).map(([what, value]) => `<div><dt>${what}</dt><dd>${value}</dd></div>`).join("");
-      names.forEach((name) => {
-        const input = document.getElementById(`${box.id}-${name}`), scale = SCALES[spec.knobs[name].scale](spec.knobs[name]);
-        input.max = scale.most;
-        if (document.activeElement !== input) input.value = Math.round(scale.from(values[name]));
+      names.forEach((name, i) => {
+        const input = inputs[i];
+        if (document.activeElement !== input) input.value = Math.round(scales[i].from(values[name]));
         input.setAttribute("aria-valuetext", number(values[name]));
         input.nextElementSibling.textContent = number(values[name]);
       });
@@ -159,8 +160,8 @@
       }
     }
 
-    names.forEach((name) => document.getElementById(`${box.id}-${name}`).addEventListener("input", (event) => {
-      values[name] = SCALES[spec.knobs[name].scale](spec.knobs[name]).to(event.target.valueAsNumber);
+    names.forEach((name, i) => inputs[i].addEventListener("input", () => {
+      values[name] = scales[i].to(inputs[i].valueAsNumber);
       draw();
     }));
     all(".presets button", box).forEach((button) => button.addEventListener("click", () => {

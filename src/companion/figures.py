@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 
 from companion.checks import Array, require
 from companion.theory import landscape
+from companion.theory.programs import CALLS
 
 NAL, MAML = "#0072B2", "#D55E00"
 EASY, HARD = "#009E73", "#CC79A7"
@@ -103,7 +104,7 @@ def explorer(program: Mapping[str, sp.Expr], knobs: Mapping[str, Knob],
         require(not free, f"every symbol of {name}", "be a knob or an earlier name", free,
                 "substitute them")
         try:
-            code = sp.jscode(expression, user_functions={"orelse": "orelse", "powers": "powers"})
+            code = sp.jscode(expression, user_functions={call: call for call in CALLS})
         except NotImplementedError as error:
             raise ValueError(f"{name} must be plain arithmetic, got {expression}; rewrite it"
                              ) from error

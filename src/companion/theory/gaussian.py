@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 import sympy as sp
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from companion.checks import (
     Array,
@@ -230,6 +230,15 @@ def _variances(covariances: ArrayLike, weights: ArrayLike | None) -> Array:
     return np.asarray(np.linalg.eigvalsh(covariances[used]))
 
 
+def _counting(variances: Array) -> NDArray[np.bool_]:
+    """Which of ``variances`` [task, d], rising, count: rounding may leave a little where a singular
+    covariance has none. ValueError: none does."""
+    counts = variances > variances.shape[-1] * np.finfo(float).eps * variances[:, -1:]
+    require(counts.any(), "covariances", "have a direction with variance", 0.0,
+            "tasks without inputs have no hardness")
+    return np.asarray(counts)
+
+
 def hardness_spread(covariances: ArrayLike, alpha: float, support: float,
                     weights: ArrayLike | None = None, *, steps: int = 1) -> float:
     """The hardness spread h of a family of tasks, in [0, 1]: 1 where all are equally hard.
@@ -250,10 +259,7 @@ def spread_of_variances(variances: Array, alpha: float, support: float, *,
     """:func:`hardness_spread` of tasks whose covariances have the eigenvalues ``variances`` [task,
     d], rising, all of positive weight; the other arguments and errors are its."""
     variances = np.maximum(variances, 0)
-    # rounding may leave a little where a singular covariance has none
-    counts = variances > variances.shape[-1] * np.finfo(float).eps * variances[:, -1:]
-    require(counts.any(), "covariances", "have a direction with variance", 0.0,
-            "tasks without inputs have no hardness")
+    counts = _counting(variances)
     step, inverse_support, count = (one_number(name, array) for name, array in (
         ("alpha", step_size(alpha)), ("support", 1 / support_size(support)),
         ("steps", step_count(steps))))
@@ -296,9 +302,7 @@ def least_spread(covariances: ArrayLike, support: float, weights: ArrayLike | No
     L. Arguments and errors as there. Source: derived in book/landscape/gap.
     """
     variances = _variances(covariances, weights)
-    require((variances[:, -1] > 0).any(), "covariances", "have a direction with variance", 0.0,
-            "tasks without inputs have no hardness")
     samples = one_number("support", support_size(support))
-    with_inputs = variances[variances[:, -1] > 0]
+    with_inputs = variances[_counting(variances).any(-1)]
     dimension = ((with_inputs / with_inputs[:, -1:]) ** 2).sum(-1).min()
     return float((1 + dimension) / (samples + 1 + dimension))

@@ -301,13 +301,14 @@ def best_step(mixture: Mixture, method: str) -> float:
     # the roots of many steps are ill-conditioned, so a grid stands beside them; every part of both
     # risks rises beyond the step at which the flatter group's c is least
     last = 1 / (min(f.rho_easy, f.rho_hard) * (1 + (f.dim + 1) * f.inverse_support))
-    candidates = np.sort(np.concatenate([np.linspace(0, last, _STEPS), real_roots]))
+    candidates = np.sort(np.concatenate([np.linspace(0, last, _STEPS),
+                                         real_roots[real_roots <= last]]))
 
     def risks(alpha: ArrayLike) -> Array:
         there = replace(mixture, alpha=alpha)
         return there.risk_nal if method == "nal" else there.risk_maml
 
-    found = risks(candidates[candidates <= last])
+    found = risks(candidates)
     best = int(np.argmin(found))
     near = candidates[max(best - 1, 0)], candidates[min(best + 1, len(found) - 1)]
     fine = minimize_scalar(risks, bounds=near, method="bounded", options={"xatol": 1e-12 * last})

@@ -19,20 +19,22 @@ ORELSE, POWERS = sp.Function("orelse"), sp.Function("powers")
 Program = Mapping[str, sp.Expr]
 
 
+def _powers(c: Array, k: Array) -> Array:
+    return sum((np.where(k > j, c**j, 0.0) for j in range(int(np.max(k)))), np.zeros_like(c))
+
+
+CALLS = {"orelse": lambda x, y: np.where(np.isnan(x), y, x), "powers": _powers}
+
+
 def evaluate(program: Program, values: Mapping[str, ArrayLike]) -> dict[str, Array]:
     """All names of a program, given its knobs; numbers or arrays that broadcast together."""
     known: dict[str, Array] = {name: np.asarray(value, float) for name, value in values.items()}
-    calls = {"orelse": lambda x, y: np.where(np.isnan(x), y, x), "powers": _powers}
     with np.errstate(divide="ignore", invalid="ignore"):
         for name, expression in program.items():
             used = sorted(expression.free_symbols, key=str)
-            found = sp.lambdify(used, expression, [calls, "numpy"])
+            found = sp.lambdify(used, expression, [CALLS, "numpy"])
             known[name] = np.asarray(found(*(known[symbol.name] for symbol in used)))
     return {name: known[name] for name in program}
-
-
-def _powers(c: Array, k: Array) -> Array:
-    return sum((np.where(k > j, c**j, 0.0) for j in range(int(np.max(k)))), np.zeros_like(c))
 
 
 def mixture() -> Program:
