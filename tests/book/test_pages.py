@@ -38,6 +38,7 @@ OPEN = """async () => {
   await Promise.all([...document.images].map(i => i.decode().catch(() => null)));
   document.dispatchEvent(new Event('toggle'));  // what was opened is fitted in the next frame
   await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+  document.getAnimations().forEach(a => a.finish());  // what fades in is half transparent
 }"""
 LOOK = """() => {
   const right = e => e.getBoundingClientRect().right;
@@ -61,6 +62,7 @@ AXE = """async ([theme, rules]) => {
   document.querySelectorAll('mjx-container > *').forEach(e => e.replaceChildren());
   [...document.querySelectorAll('pre')].slice(3).forEach(e => { e.textContent = e.textContent; });
   Object.assign(document.documentElement.dataset, {theme, mode: theme});
+  document.getAnimations().forEach(a => a.finish());
   const found = await axe.run(document, {runOnly: rules, preload: false});
   return found.violations.map(v => theme + ', ' + v.id + ': ' + v.nodes.slice(0, 3).map(
     n => n.html.slice(0, 160)).join(' | '));
