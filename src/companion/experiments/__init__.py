@@ -7,6 +7,7 @@ from companion.experiments import (
     equal_hardness,
     finite_tasks,
     freezing,
+    image_rates,
     image_tasks,
     ladder,
     landscape_images,
@@ -26,8 +27,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (linear, race, equal_hardness, finite_tasks, two_layer, image_tasks,
                    controlled_images, landscape_images, shallow, learned_step, ladder,
-                   linear_layers, rules, freezing, transplant, depth_images, together,
-                   shares)}
+                   linear_layers, rules, freezing, transplant, depth_images, image_rates,
+                   together, shares)}
 
 
 def get(name: str) -> Experiment:

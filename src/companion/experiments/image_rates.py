@@ -1,0 +1,97 @@
+"""Linear layers and KFO against learned rates that may move as far as they like, on few-shot images
+(paper D, claims D1 to D3).
+
+In :mod:`companion.experiments.depth_images` the numbers of every rule take steps ten times smaller
+than the weights, since KFO diverges otherwise; a rate then moves by a few per cent at most. Here
+those of the rates take the weights' own steps, from several starts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from companion import tables
+from companion.experiment import Experiment
+from companion.experiments import depth_images
+from companion.experiments.depth_images import ARM, RATES
+from companion.measures.episodes import over
+from companion.records import Point, Record, Row
+from companion.tables import Finding
+
+
+@dataclass(frozen=True)
+class Config:
+    """``arms`` maps a number of blocks and a model, "4 KFO", to its inner rates at the start of
+    training; the numbers of a rule of ``free`` are trained like the weights. All else is of
+    ``images``, its own arms left out."""
+
+    images: depth_images.Config
+    arms: Mapping[str, Sequence[float]]
+    free: Sequence[str] = RATES
+
+
+PROFILES = {
+    "quick": Config(replace(depth_images.PROFILES["quick"], ks=(1,)),
+                    {"3 LinNet": (0.4,), "3 KFO": (0.4,), "3 learned rate": (0.1, 0.4),
+                     "3 per-step rates": (0.4,), "3 Meta-SGD": (0.4,), "1 learned rate": (0.1,)}),
+    "full": Config(replace(depth_images.PROFILES["full"], first=6, ks=(1, 10)),
+                   {"4 LinNet": (0.4,), "4 KFO": (0.1,), "4 learned rate": (0.025, 0.1, 0.4),
+                    "4 per-step rates": (0.025, 0.1), "4 Meta-SGD": (0.025, 0.1),
+                    "3 learned rate": (0.025, 0.1), "2 learned rate": (0.025, 0.1)}),
+}
+
+
+def points(config: Config) -> list[Point]:
+    """A fleet of MAML for every source, arm and inner rate."""
+    return [dict(zip(ARM, (source, int(blocks), "MAML", model, alpha), strict=True))
+            for source in config.images.settings for arm, rates in config.arms.items()
+            for blocks, _, model in [arm.partition(" ")] for alpha in rates]
+
+
+def measure(config: Config, point: Point, device: str) -> list[Row]:
+    """As :func:`companion.experiments.depth_images.measure`, with the rule's own outer rate."""
+    images = config.images
+    if point["model"] in config.free:
+        budget = replace(images.sizes.budget, rule_share=1.0)
+        images = replace(images, sizes=replace(images.sizes, budget=budget))
+    return depth_images.measure(images, point, device)
+
+
+def _deepest(record: Record) -> int:
+    return int(record.table["blocks"].max())
+
+
+def depth(record: Record) -> Finding:
+    """D1: with a freely learned rate the deepest network is above each with fewer blocks."""
+    deepest = _deepest(record)
+    fewer = sorted(set(record.table["blocks"]) - {deepest})
+    rows = pd.concat([over(record.table, {"blocks": blocks}, blocks=deepest, model="learned rate")
+                      .assign(fewer=blocks) for blocks in fewer], ignore_index=True)
+    return tables.judge(rows, "the deepest minus fewer blocks, in accuracy", ["source", "fewer"],
+                        above=0)
+
+
+def _above(record: Record, model: str) -> Finding:
+    """A model above every kind of freely learned rate, at the same number of blocks."""
+    rows = pd.concat([over(record.table, {"model": rates}, blocks=_deepest(record), model=model)
+                      .assign(against=rates) for rates in RATES], ignore_index=True)
+    return tables.judge(rows, f"{model} minus freely learned rates, in accuracy",
+                        ["source", "against"], above=0)
+
+
+def gain(record: Record) -> Finding:
+    """D2: LinNet is above plain with freely learned rates."""
+    return _above(record, "LinNet")
+
+
+def external(record: Record) -> Finding:
+    """D3: KFO is above plain with freely learned rates."""
+    return _above(record, "KFO")
+
+
+EXPERIMENT = Experiment(
+    "image_rates", "linear layers and KFO against freely learned rates on few-shot images",
+    PROFILES, points, measure,
+    {"D1/images free rates": depth, "D2/images free rates": gain,
+     "D3/images free rates": external}, ("cuda", "cpu"))
