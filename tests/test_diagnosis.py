@@ -226,6 +226,11 @@ def test_images_through_a_module() -> None:
                for one, own in zip(images, labels, strict=True)]
     same = companion.diagnose(data=by_hand, intercept=True)
     assert (same.ratio, same.alpha) == (found.ratio, found.alpha)
+    weighty = torch.nn.Sequential(body, torch.nn.Linear(4, 4))
+    single, double = (companion.diagnose(
+        data=list(zip(images.astype(kind) / 255, labels, strict=True)), features=weighty)
+        for kind in (np.float32, np.float64))  # NumPy's own type is no module's
+    assert single.ratio == double.ratio
     drawing = torch.nn.Sequential(body, torch.nn.Dropout(0.5))
     with pytest.raises(ValueError, match="features must map equal images to equal features"):
         companion.diagnose(data=[(images[0], labels[0])] * 2, features=drawing)
@@ -258,12 +263,15 @@ DATA = dict(data=[(x, y[:, 0]) for x, y in zip(X, Y, strict=True)])
     (TASKS | {"weights": [1, 2]}, r"weights.shape must be \[task\] = \(3,\), got \(2,\)"),
     (TASKS | {"groups": [1, 2]}, r"groups.shape must be \[task\] = \(3,\), got \(2,\)"),
     (TASKS | {"groups": [1, 1, 1]}, "groups must be two or more, got 1"),
+    (TASKS | {"groups": [1.0, math.nan, 2.0]}, "groups must have no gaps, got nan"),
     (TASKS | {"resamples": 5}, "resamples must be at least 20, got 5"),
     (TASKS | {"intercept": True}, "features and intercept must come with data, got covariances"),
     (DATA | {"noise": 0.1}, "noise must be left out for data, got 0.1"),
     (DATA | {"steps": 2}, "steps must be 1 for data, got 2"),
     ({"data": [(x[:4], y[:4, 0]) for x, y in zip(X, Y, strict=True)]},
-     r"the samples of data\[0\] must be at least d \+ 2 = 5 for 3 features.*got 4; too few"),
+     r"the samples of data\[0\] must be at least d \+ 2 = 5 for 3 features, got 4; too few"),
+    ({"data": [(x[:5], y[:5, 0]) for x, y in zip(X, Y, strict=True)], "intercept": True},
+     "= 6 for 4 features, with the intercept, got 5"),
     ({"data": [(X[0], Y[0, :, 0]), (X[1, :, :2], Y[1, :, 0])]},
      r"data\[1\] x.shape must be \[sample, 3\] as before, got \(6, 2\)"),
     ({"data": [(X[0], Y[0, :5, 0])] * 2}, r"data\[0\] y.shape must be \[sample\] = \(6,\), got"),
@@ -288,7 +296,8 @@ SURE, NONE, OPEN = (1.5, 2.1), (0.99, 1.02), (0.9, 1.4)
                                      "[1.50, 2.10]."),
     (SURE, gains(whitening=SURE), 5, "and from there the whitening divides the risk by 1.80"),
     (NONE, gains(whitening=NONE), 5, "Train without adaptation: MAML's start gains at most 2 %, "
-                                     "and a better step at most 2 %."),
+                                     "and a step learned from two thirds of the tasks at most "
+                                     "2 %."),
     (NONE, gains(whitening=OPEN), 5, "gains at most 2 %, and no better step is sure to help."),
     (NONE, {}, 5, "Train without adaptation: MAML's start gains at most 2 %."),
     (OPEN, {}, 1.03, "Train without adaptation: MAML's start gains at most 3 %."),
@@ -314,10 +323,59 @@ def test_tasks_that_one_step_solves() -> None:
     assert companion.diagnose(**TASKS, alpha=1.0).ratio.low == 1
 
 
+def test_nothing_is_gained_over_a_risk_of_zero() -> None:
+    """What rounding leaves is no risk, and no ratio of such."""
+    normal = stream(16, "diagnosis/solved").standard_normal
+    eye, optima = np.stack([np.eye(3)] * 12), normal((12, 3))
+    solved = companion.diagnose(eye, optima)
+    assert {str(gain) for gain in solved.gains.values()} == {str(Interval(1.0, 1.0, 1.0))}
+    alike = companion.diagnose(eye, np.ones((12, 3)), support=10)
+    assert alike.gains["NAL", "full preconditioner"] == Interval(1.0, 1.0, 1.0)
+    mute = companion.diagnose(data=[(x, np.zeros(9)) for x in normal((12, 9, 3))], support=4)
+    assert set(mute.gains.values()) == {Interval(1.0, 1.0, 1.0)}
+    hard = np.arange(12) % 2 == 1
+    apart = companion.diagnose(np.where(hard, 0.1, 1.0)[:, None, None] * eye,
+                               np.where(hard, 3.0, 0.0)[:, None] * np.eye(3)[0], alpha=1.0)
+    assert apart.ratio.low > 1e6
+    assert apart.advice.startswith("Train with MAML")
+
+
+def test_features_that_are_always_zero_change_nothing() -> None:
+    rng = stream(17, "diagnosis/dead")
+    x, w = rng.standard_normal((40, 30, 4)), rng.standard_normal((40, 4))
+    y = np.einsum("tsi,ti->ts", x, w) + 2 * rng.standard_normal((40, 30))
+    dead = np.concatenate([x, np.zeros((40, 30, 15))], axis=2)
+    live, both = (companion.diagnose(data=list(zip(each, y, strict=True)), support=10, alpha=0.3)
+                  for each in (x, dead))
+    assert both.ratio.value == pytest.approx(live.ratio.value)
+    assert both.gains["NAL", "learned rate"].value == pytest.approx(
+        live.gains["NAL", "learned rate"].value)
+
+
+def test_inputs_that_are_not_normal() -> None:
+    """Of inputs -1 and 1 a step of 1 solves a task from one sample; and tasks of the same
+    covariance, so of h = 1, differ in hardness by how their inputs are distributed."""
+    rng = stream(18, "diagnosis/signs")
+    signs = rng.choice([-1.0, 1.0], (30, 40, 1))
+    data = [(x, w * x[:, 0]) for x, w in zip(signs, rng.standard_normal(30), strict=True)]
+    assert companion.diagnose(data=data, support=1).alpha == pytest.approx(1, abs=0.03)
+    hard = np.arange(60) % 2 == 1
+    x = rng.choice([-1.0, 1.0], (60, 400, 1))
+    x[hard] *= math.sqrt(10) * (rng.uniform(size=(30, 400, 1)) < 0.1)
+    w = np.where(hard, 3.0, 0.0) + 0.1 * rng.standard_normal(60)
+    found = companion.diagnose(data=list(zip(x, x[..., 0] * w[:, None], strict=True)), support=1,
+                               alpha=0.5)
+    assert found.ceiling < 1.3 < found.ratio.low
+    assert found.advice.startswith("Train with MAML")
+
+
 def test_a_handful_of_tasks_is_too_few() -> None:
     found = companion.diagnose(**drawn(MIXTURE, stream(12, "diagnosis/mixture"), 4))
     assert found.advice == "Too few tasks to tell: give 8 or more."
     assert companion.diagnose(**TASKS, alpha=0.5).tasks == 3
+    given = drawn(MIXTURE, stream(12, "diagnosis/mixture"), 12)
+    idle = companion.diagnose(**given, weights=(np.arange(12) < 2) * 1.0)
+    assert idle.advice == found.advice
 
 
 def test_samples_that_drown_in_noise_tell_nothing() -> None:
@@ -327,6 +385,7 @@ def test_samples_that_drown_in_noise_tell_nothing() -> None:
     found = companion.diagnose(data=data, support=3, alpha=0.5)
     assert found.ratio.low == 1
     assert found.ratio.high > 2
+    assert str(found.ratio) == "1 [1, inf]"
     assert "to tell" in found.advice
     assert str(found)
 

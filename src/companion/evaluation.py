@@ -80,6 +80,8 @@ class Interval:
     @property
     def texts(self) -> tuple[str, str]:
         """Value and interval, to the digits that the interval allows."""
+        if not math.isfinite(self.high - self.low):
+            return f"{self.value:.3g}", f"[{self.low:.3g}, {self.high:.3g}]"
         decimals = Estimate(self.value, (self.high - self.low) / 4, 2).decimals
         return f"{self.value:.{decimals}f}", f"[{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
 

@@ -16,39 +16,41 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from companion.checks import Array
-from companion.diagnosis.observed import Observed, Quadratic
+from companion.diagnosis.observed import Observed, Quadratic, Sampled
 from companion.evaluation import Interval
 from companion.theory import preconditioners, whitening
 
 STEPS = ("learned rate", "whitening", "full preconditioner")  # beyond the step alpha
 STARTS = ("NAL", "MAML")
 _FOLDS, _DESCENT = 3, 4  # of the tasks; preconditioners on the way to a full one
-_RIDGE = 1e-12  # relative, of the means that are solved: some direction may be left to no task
-_TINY = 1e-200  # the same where nothing is left of any task
+_RIDGE = 1e-12  # relative to the inputs: nothing may be left of some direction, or of any
 _FAR = 50.0  # a log ratio that stands for infinity
 _GRID = 40  # of steps between the least and the largest that may be best
+_ROUNDING = 1e-12  # of the risk before a step: a risk below this share of it is 0
 _BLOCK = 2**22  # numbers of resampled matrices held at once
 
 
-def _centre(matrix: Array, vector: Array) -> Array:
-    """Minimisers of w.M w/2 - v.w, [..., d]."""
+def _centre(matrix: Array, vector: Array, inputs: Array) -> Array:
+    """Minimisers of w.M w/2 - v.w, [..., d], where ``inputs`` have that covariance."""
     d = matrix.shape[-1]
-    little = _RIDGE * np.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / d + _TINY
+    little = _RIDGE * np.trace(inputs, axis1=-2, axis2=-1)[..., None, None] / d
     return np.asarray(np.linalg.solve(matrix + little * np.eye(d), vector[..., None])[..., 0])
 
 
 def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> float:
     """The step of the least risk of MAML: on a grid, and then between the neighbours of the best.
-    After one step none is best for any start beyond the largest s/((1 + u) s^2 + u tr S^2)."""
+    After one step none is best for any start beyond the largest s/((1 + u) s^2 + u tr S^2), if
+    inputs are normal; of any inputs, beyond the largest 1/s."""
     along = tasks.variances[shares > 0]
     counts = along > 1e-9 * along.max()
     own = along / ((1 + 1 / support) * along**2 + (along**2).sum(-1, keepdims=True) / support)
-    low, high = math.log(own[counts].min() / 10), math.log(own[counts].max())
+    most = 1 / along[counts] if isinstance(tasks, Sampled) else own[counts]
+    low, high = math.log(own[counts].min() / 10), math.log(most.max())
 
     def mean(step: float) -> list[Array]:
         return [np.tensordot(shares, part, 1) for part in tasks.adapted(step)]
 
-    unit = math.exp((low + high) / 2)
+    unit, inputs = math.exp((low + high) / 2), np.tensordot(shares, tasks.covariances, 1)
     nodes = [mean(unit * i) for i in range(3)]  # one step's mean is a parabola in alpha
 
     def risk(log_step: float) -> float:
@@ -57,15 +59,15 @@ def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> flo
         q, b, c = ([sum(map(operator.mul, lagrange, part)) for part in zip(*nodes, strict=True)]
                    if steps == 1 else mean(math.exp(log_step)))
         try:
-            np.linalg.cholesky(q + _RIDGE * np.trace(q) * np.eye(len(q)))
+            np.linalg.cholesky(q + _RIDGE * np.trace(inputs) * np.eye(len(q)))
         except np.linalg.LinAlgError:
             return math.inf  # estimates of which no start is the best
-        return float(c - b @ _centre(q, b) / 2)
+        return float(c - b @ _centre(q, b, inputs) / 2)
 
     grid = np.linspace(low, high, _GRID)
     best = int(np.argmin([risk(at) for at in grid]))
     near = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
-    found = minimize_scalar(risk, bounds=near, method="bounded", options={"xatol": 1e-4})
+    found = minimize_scalar(risk, bounds=near, method="bounded", options={"xatol": 1e-7})
     return math.exp(min((float(grid[best]), float(found.x)), key=risk))
 
 
@@ -79,9 +81,11 @@ def _log_ratios(counts: Array, tasks: Observed, quadratic: Quadratic) -> Array:
     for part in np.array_split(counts, math.ceil(counts.shape[0] * d * d / _BLOCK)):
         before, after = ((part @ one.reshape(len(one), -1)).reshape(-1, d, d) for one in (s, q))
         vector = part @ b
-        starts = _centre(before, part @ pull), _centre(after, vector)
+        starts = _centre(before, part @ pull, before), _centre(after, vector, before)
         nal, maml = (np.einsum("ri,rij,rj->r", w, after, w, optimize=True) / 2
                      - (vector * w).sum(1) + part @ c for w in starts)
+        least = _ROUNDING * (part @ (pull * tasks.optima).sum(1))
+        nal, maml = (np.where(np.abs(risk) < least, least, risk) for risk in (nal, maml))
         with np.errstate(divide="ignore", invalid="ignore"):
             each = np.where(maml > 0, np.maximum(nal, 0) / maml, np.inf)
             found.append(np.clip(np.log(each), -_FAR, _FAR))
@@ -104,7 +108,8 @@ def ratio(tasks: Observed, quadratic: Quadratic, shares: Array, rng: np.random.G
     if np.abs(every[:count + 1]).max() >= _FAR:  # a risk estimated as 0 or less: too few samples
         return Interval(1.0, 1.0, math.inf)
     bias = (count - 1) * (every[1:count + 1].mean() - every[0])
-    low, high = np.quantile(every[count + 1:], [0.025, 0.975]) - 2 * bias
+    ends = np.quantile(every[count + 1:], [0.025, 0.975])
+    low, high = np.where(ends < _FAR, ends - 2 * bias, _FAR)
     value = min(max(every[0] - bias, low), high)
     return Interval(*(math.inf if number >= _FAR else math.exp(max(number, 0.0))
                       for number in (value, low, high)))
@@ -122,14 +127,17 @@ def gains(tasks: Observed, quadratic: Quadratic, alpha: float, support: float, s
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         weight = shares[train] if shares[train].any() else np.ones(len(train))
         of, judge, weight = tasks.some(train), tasks.some(test), weight / weight.sum()
+        inputs = np.tensordot(weight, of.covariances, 1)
         for i, pair in enumerate(((tasks.covariances, pull), quadratic[:2])):
-            w = _centre(*(np.tensordot(weight, one[train], 1) for one in pair))
+            matrix, vector = (np.tensordot(weight, one[train], 1) for one in pair)
+            w = _centre(matrix, vector, inputs)
             rate, white, full = _better(w, of, weight, support)
             for j, step in enumerate((alpha * np.eye(len(w)), rate, white, (white + full) / 2,
                                       full)):
                 risks[i, j, test] = judge.risks(w, step)
     picks = np.concatenate([shares[None], _resamples(shares, rng, resamples)])
-    return {(start, name): _gain(picks, each[0], better)
+    least = _ROUNDING * (picks @ (pull * tasks.optima).sum(1))
+    return {(start, name): _gain(picks, each[0], better, least)
             for start, each in zip(STARTS, risks, strict=True)
             for name, better in zip(STEPS, (*each[1:3], _mixed(each[2:], fold, shares)),
                                     strict=True)}
@@ -165,9 +173,17 @@ def _mixed(risks: Array, fold: NDArray[np.int64], shares: Array) -> Array:
     return np.asarray(constant + t * slope + t**2 * bend)
 
 
-def _gain(picks: Array, before: Array, after: Array) -> Interval:
-    top, bottom = picks @ before, picks @ after
+def _gain(picks: Array, before: Array, after: Array, least: Array) -> Interval:
+    """The first of the ratios of mean risks, and an interval from the others. Risks below ``least``
+    are 0 but for rounding, and over such a risk nothing is gained; where both are estimated as less
+    than 0 the ratio may be anything."""
+    top, bottom = (np.where(np.abs(risk) <= least, least, risk)
+                   for risk in (picks @ before, picks @ after))
+    lost = (top < 0) & (bottom <= 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         each = np.where(bottom > 0, np.maximum(top, 0) / bottom, np.inf)
-    low, high = np.quantile(each[1:], [0.025, 0.975], method="nearest")
-    return Interval(float(each[0]), float(min(low, each[0])), float(max(high, each[0])))
+    each[top == least] = 1.0
+    value = 1.0 if lost[0] else float(each[0])
+    low = np.quantile(np.where(lost, 0.0, each)[1:], 0.025, method="nearest")
+    high = np.quantile(each[1:], 0.975, method="nearest")
+    return Interval(value, float(min(low, value)), float(max(high, value)))

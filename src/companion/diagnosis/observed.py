@@ -207,11 +207,11 @@ class Sampled:
 
 def of_samples(x: Sequence[Array], y: Sequence[Array], support: float) -> Sampled:
     """The tasks of data sets: least squares for the optima, with the residuals' variance."""
-    optima = np.stack([np.linalg.lstsq(one, labels)[0] for one, labels in zip(x, y, strict=True)])
-    variances = [np.sum((labels - one @ w) ** 2) / (len(one) - len(w))
-                 for one, labels, w in zip(x, y, optima, strict=True)]
-    return Sampled(x, y, support, np.stack([one.T @ one / len(one) for one in x]), optima,
-                   np.sqrt(variances))
+    fits = [np.linalg.lstsq(one, labels)[:3:2] for one, labels in zip(x, y, strict=True)]
+    variances = [np.sum((labels - one @ w) ** 2) / (len(one) - rank)  # dead features fit nothing
+                 for one, labels, (w, rank) in zip(x, y, fits, strict=True)]
+    return Sampled(x, y, support, np.stack([one.T @ one / len(one) for one in x]),
+                   np.stack([w for w, _ in fits]), np.sqrt(variances))
 
 
 def sampled(data: Sequence[Any], support: float, *, features: Any = None,
@@ -235,7 +235,8 @@ def sampled(data: Sequence[Any], support: float, *, features: Any = None,
                 "all tasks share their features")
         needed = x.shape[1] + 2
         require(len(x) >= max(needed, 3), f"the samples of data[{i}]",
-                f"be at least d + 2 = {needed} for {x.shape[1]} features, with the intercept",
+                f"be at least d + 2 = {needed} for {x.shape[1]} features"
+                + (", with the intercept" if intercept else ""),
                 len(x), "too few: give more samples, or fewer features")
         xs.append(x)
         ys.append(y)
@@ -250,6 +251,8 @@ def _seen(task: int, images: Any, labels: Any, features: Any) -> tuple[Any, Any]
 
     batch = torch.as_tensor(images)
     batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+    like = next(features.parameters(), None) if isinstance(features, torch.nn.Module) else None
+    batch = batch if like is None else batch.to(like)  # its dtype and device
     with torch.no_grad():
         x = features(batch)
         require(task > 0 or torch.equal(x, features(batch)), "features",
@@ -261,7 +264,7 @@ def _seen(task: int, images: Any, labels: Any, features: Any) -> tuple[Any, Any]
         require(len(classes) == 2, f"data[{task}] y", "have two classes, or be real numbers",
                 f"{len(classes)} classes", "make a task of each pair, or of one class and the rest")
         y = np.where(y == classes[1], 1.0, -1.0)
-    return np.asarray(x), y
+    return np.asarray(x.cpu()), y
 
 
 def known(covariances: ArrayLike, optima: ArrayLike, noise: ArrayLike, support: float,

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from companion.checks import Array, at_least, one_number, require, step_size, support_size
 from companion.diagnosis.comparisons import best_step, gains, ratio
 from companion.diagnosis.observed import Observed, known, sampled
-from companion.evaluation import Interval
+from companion.evaluation import Estimate, Interval
 from companion.streams import stream
 from companion.theory import gaussian, landscape
 
@@ -77,10 +77,11 @@ class Diagnosis:
                   f"effective dimension {self.dimension:.3g}"),
                  ("step", f"{self.alpha:.3g}", f"{self.steps} on " + (
                      f"{self.support:g} samples each" if math.isfinite(self.support)
-                     else "all samples")),
+                     else "the full batch, m = ∞")),
                  ("hardness spread h", f"{self.spread:.3g}",
-                  f"a task keeps {self.hardness.min():.3g} to {self.hardness.max():.3g}"),
-                 ("ceiling", f"{self.ceiling:.3g}", "the most that NAL / MAML can be"),
+                  f"a task keeps {max(self.hardness.min(), 0):.3g} to {self.hardness.max():.3g}"),
+                 ("ceiling", f"{self.ceiling:.3g}",
+                  "the most that NAL / MAML can be, for normal inputs"),
                  ("hard tasks", str(int(apart.hard.sum())), apart.names[0]),
                  ("distance of groups", f"{apart.distance:.3g}",
                   f"spread of hard {hard:.3g}, of others {rest:.3g}"),
@@ -117,8 +118,8 @@ class Diagnosis:
             right.plot([low, high], [i, i], color=figures.INK)
             right.plot(value, i, "o", color=figures.MAML if i else figures.NAL)
         if self.ceiling < _SHOWN[1]:  # else it is out of sight
-            right.plot([self.ceiling] * 2, [-0.4, 0.4], color=figures.FAINT)
-            right.text(self.ceiling, -0.4, " ceiling", va="top", color=figures.FAINT)
+            right.plot([self.ceiling] * 2, [-0.4, 0.4], color=figures.INK)
+            right.text(self.ceiling, -0.4, " ceiling", va="top", color=figures.INK)
         right.axvline(1, color=figures.FAINT, linewidth=0.8)
         right.set(xscale="log", xlabel="ratio of risks, with 95 % interval")
         least, most = right.get_xlim()
@@ -132,7 +133,10 @@ class Diagnosis:
 
 def _texts(interval: Interval) -> tuple[str, str]:
     if math.isfinite(interval.high) and interval.high < 1e3:
-        return interval.texts
+        error = max(interval.high - interval.low, 4e-3) / 4  # four decimals are enough
+        places = Estimate(interval.value, error, 2).decimals
+        return (f"{interval.value:.{places}f}",
+                f"[{interval.low:.{places}f}, {interval.high:.{places}f}]")
     return f"{interval.value:.3g}", f"[{interval.low:.3g}, {interval.high:.3g}]"
 
 
@@ -200,10 +204,10 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
     at_least("resamples", resamples, 20, "200 is usual", whole=True)
     step = best_step(tasks, shares, size, int(steps)) if alpha is None else one_number(
         "alpha", step_size(alpha))
+    spread = gaussian.spread_of_variances(tasks.variances[shares > 0], step, size, steps=int(steps))
     q, *_ = quadratic = tasks.adapted(step)
     hardness = np.trace(q, axis1=1, axis2=2) / np.trace(tasks.covariances, axis1=1, axis2=2)
-    spread = gaussian.spread_of_variances(tasks.variances[shares > 0], step, size, steps=int(steps))
-    rng, few = stream(seed, "diagnosis"), len(shares) < _FEW
+    rng, few = stream(seed, "diagnosis"), bool(np.count_nonzero(shares) < _FEW)
     starts = ratio(tasks, quadratic, shares, rng, int(resamples))
     better = {} if steps > 1 else gains(tasks, quadratic, step, size, shares, rng,
                                             int(resamples))
@@ -211,13 +215,15 @@ def diagnose(covariances: ArrayLike | None = None, optima: ArrayLike | None = No
     return Diagnosis(len(shares), q.shape[-1], size, step, int(steps), hardness, spread, top,
                      float(np.mean((tasks.variances**2).sum(1) / tasks.variances[:, -1] ** 2)),
                      _groups(tasks, hardness, labels, shares), starts, better,
-                     advise(starts, better, top, few=few))
+                     advise(starts, better, top if data is None else math.inf, few=few))
 
 
 def _labels(groups: Sequence[Any] | None, tasks: int) -> NDArray[Any] | None:
     if groups is None:
         return None
     labels = np.asarray(groups)
+    require(not (labels.dtype.kind == "f" and np.isnan(labels).any()), "groups", "have no gaps",
+            "nan", "name the group of every task")
     require(labels.shape == (tasks,), "groups.shape", f"be [task] = {(tasks,)}", labels.shape,
             "give one label per task")
     kinds = len(np.unique(labels))
@@ -275,7 +281,8 @@ def advise(ratio: Interval, gains: Mapping[tuple[str, str], Interval], ceiling: 
         return ("Too few tasks or samples to tell: the risk of NAL's start over MAML's is "
                 f"{_said(ratio)}.")
     tops = [gain.high for gain in mine.values()]
-    rest = "" if not tops else (f", and a better step at most {_percent(max(tops))}"
+    rest = "" if not tops else (f", and a step learned from two thirds of the tasks at "
+                                f"most {_percent(max(tops))}"
                                 if max(tops) < _WORTH else
                                 ", and no better step is sure to help")
     return f"Train without adaptation: {most}{rest}."

@@ -1,6 +1,5 @@
 """Tasks from a file, as arguments of :func:`companion.diagnosis.diagnose`."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             held = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError,
-            TypeError) as error:
+    except Exception as error:  # a damaged archive raises zlib's, zipfile's, even tokenize's own
         raise DataError(f"{path} must be an .npz archive of numbers, got one that cannot be read "
                         f"({error}); write it with numpy.savez") from error
     more = {name: held[name] for name in ("weights", "groups") if name in held}
@@ -59,6 +57,11 @@ def _table(path: Path, task: str, target: str) -> dict[str, Any]:
         if column not in table:
             raise DataError(f"{path} must have the column {column!r}, got "
                             f"{', '.join(map(str, table.columns))}; name it with --{option}")
+    require(len(table) > 0, f"the rows of {path}", "be one or more", 0, "it has a header alone")
+    require(task != target, "task and target", "be two columns", repr(task), "name both")
+    nameless = int(table[task].isna().sum())
+    require(nameless == 0, f"the column {task!r} of {path}", "name a task in every row",
+            f"none in {nameless} of {len(table)}", "fill them or drop the rows")
     features = table.columns.drop([task, target])
     require(len(features) > 0, f"the columns of {path}", "hold a feature or more", 0,
             "only the task and the target are there")
