@@ -156,6 +156,16 @@ def test_diagnose_arrays(tmp_path: Path, here: Callable[..., tuple[int, str]]) -
     assert package.diagnose(data=list(zip(x, y, strict=True)), intercept=True).advice in said
 
 
+def test_diagnose_cannot_draw_over_a_folder(tmp_path: Path, here: Callable[..., tuple[int, str]]
+                                            ) -> None:
+    x, y = regressions()
+    np.savez(tmp_path / "b.npz", x=x, y=y)
+    (tmp_path / "a.png").mkdir()
+    code, said = here("diagnose", str(tmp_path / "b.npz"), "--figure", str(tmp_path / "a.png"))
+    assert code == 2
+    assert "a.png: Is a directory; name another" in said
+
+
 @pytest.mark.parametrize(("name", "content", "options", "message"), [
     ("none.npz", None, [], "none.npz must be a file, got none there"),
     ("tasks.txt", b"1", [], "tasks.txt must end in .npz or .csv, got .txt"),
@@ -173,9 +183,14 @@ def test_diagnose_arrays(tmp_path: Path, here: Callable[..., tuple[int, str]]) -
     ("target.csv", b"task,a\n1,2\n", [], "must have the column 'y', got task, a; name it with"),
     ("alone.csv", b"task,y\n1,2\n", [], "must hold a feature or more, got 0"),
     ("words.csv", b"task,a,y\n1,red,2\n", [], "must have numbers in the column 'a', got 'red'"),
+    ("head.csv", b"task,a,y\n", [], "head.csv must be one or more, got 0"),
+    ("blank.csv", b"task,a,y\n1,1,2\n,1,2\n", [], "name a task in every row, got none in 1 of"),
+    ("twice.csv", b"task,a,y\n1,1,2\n", ["--target", "task"], "task and target must be two"),
     ("gaps.csv", b"task,a,y\n1,,2\n1,1,2\n1,2,2\n", [], "data[0] x must be finite, got nan"),
     ("x.npz", {"x": np.ones((2, 9, 2)), "y": np.zeros((2, 9))}, ["--figure", "nowhere/a.png"],
      "figure must be a .png in a folder that is there, got nowhere/a.png"),
+    ("x.npz", {"x": np.ones((2, 9, 2)), "y": np.zeros((2, 9))}, ["--alpha", "1e200"],
+     "alpha must be below 1e100 over the largest variance"),
     ("x.npz", {"x": np.ones((2, 9, 2)), "y": np.zeros((2, 9))}, ["--support", "0"],
      "support must be at least 1, got 0"),
 ])

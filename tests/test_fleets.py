@@ -228,8 +228,25 @@ def test_compiled_losses_serve_every_rule(rule: str, monkeypatch: pytest.MonkeyP
     model = Model(NET, rule=rule, steps=2)
     params, drawn = fleets.start(one, model), one.draw(one, "train", 2, 8)(0)
     expected, _ = fleets.gradient(one, model)(params, drawn, *one.settings, one.alpha)
+    torch._dynamo.reset()  # else graphs of another test may serve
     torch._dynamo.utils.counters.clear()
     found, _ = fleets.gradient(one, model, compiled=True)(params, drawn, *one.settings, one.alpha)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-8, atol=1e-12)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_what_a_model_or_a_budget_refuses() -> None:
+    with pytest.raises(ValueError, match=r"method must be \"maml\" or \"nal\", got 'NAL'"):
+        Model(NET, "NAL")
+    with pytest.raises(ValueError, match=r"adapted must name some of 0.weight.*got \['typo'\]"):
+        Model(NET, adapted=("typo",)).split(NET.init(torch_stream(0, "typo")))
+    for wrong in ({"batch": 0}, {"steps": -1}, {"test_tasks": -3}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least"):
+            replace(BUDGET, **wrong)
+    with pytest.raises(ValueError, match="rate must be positive and finite, got"):
+        cosine(-0.1, 10)
+    one = fleet()
+    with pytest.raises(ValueError, match="test_tasks must be 1 or more to measure, got 0"):
+        fleets.scores(one, MODELS[0], fleets.start(one, MODELS[0]), replace(BUDGET, test_tasks=0),
+                      [1])

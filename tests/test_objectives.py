@@ -201,6 +201,9 @@ def test_parameters_elsewhere_than_the_data(objective: Callable) -> None:
         match="parameters and data must be on one device, got meta and cpu; move one with",
     ):
         objective(loss)(away, task)
+    single = {name: value.float() for name, value in params.items()}
+    with pytest.raises(ValueError, match="must have one floating dtype, got "):
+        objective(loss)(single, task)
     with pytest.raises(ValueError, match="must be on one device"):
         adapt(loss, away, task.support, steps=1, update=sgd(ALPHA))
 

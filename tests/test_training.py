@@ -283,6 +283,10 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted: Checkpoint) -> None
             RecordError, match="must be the checkpoint of this run, got that of another; remove it"
         ):
             trained(seeds, checkpoint=interrupted._replace(of=of))
+    with pytest.raises(RecordError, match=r"must be of a step up to 3, got \d+: a longer run"):
+        trained([0, 1], 3, checkpoint=interrupted)
+    with pytest.raises(ValueError, match=r"checkpoint.every must be at least 1, got 0"):
+        trained([0, 1], checkpoint=interrupted._replace(every=0))
     trained([0, 1], checkpoint=interrupted)
 
 
@@ -402,7 +406,7 @@ def test_a_single_run_needs_no_run_axis(options: dict[str, int], tmp_path: Path)
 
 
 def test_a_single_run_that_diverges() -> None:
-    with pytest.raises(Diverged, match=r"^the objective is not finite from step 50 on"):
+    with pytest.raises(Diverged, match=r"^the objective is not finite at step 50 or before"):
         train(run_gradient(lambda p, x: (p["w"] * x) ** 2), {"w": torch.ones(())},
               lambda step: torch.ones(3), optimizer=training.sgd(50.0), steps=60)
 
@@ -410,9 +414,8 @@ def test_a_single_run_that_diverges() -> None:
 def test_a_run_that_diverges_is_named() -> None:
     params, draw, alpha = fleet([0, 1, 2])
     alpha[1] = 1e9
-    with pytest.raises(
-        Diverged, match=r"the objective of run 1 \(1 of 3 runs\) is not finite from step \d+ on"
-    ):
+    with pytest.raises(Diverged, match=r"the objective of run 1 \(1 of 3 runs\) is not finite at "
+                                       r"step \d+ or before"):
         train(fleet_gradient(objective), params, draw, optimizer=training.sgd(1e200), steps=60,
               settings=(alpha * 0 + torch.tensor([0, 1e150, 0]),))
 

@@ -21,6 +21,12 @@ def check_devices(params: Params, batch: Any) -> None:
                        for tree in (params, batch))
         raise ValueError(f"parameters and data must be on one device, got {model} and {data}; "
                          f"move one with .to(...)")
+    floats = {leaf.dtype for leaf in tree_leaves((params, batch))
+              if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()}
+    if len(floats) > 1:
+        raise ValueError(f"parameters and data must have one floating dtype, got "
+                         f"{', '.join(sorted(map(str, floats)))}; convert one with .to(dtype), or "
+                         f"name it in net.init")
 
 
 def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: AnyUpdate,

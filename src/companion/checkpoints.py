@@ -36,7 +36,6 @@ def keep(checkpoint: Checkpoint, params: Params, moments: Params, step: int) -> 
 
     state = _state(params, moments)
     data = save(state, metadata={"step": str(step), "of": _fingerprint(checkpoint, state)})
-    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(checkpoint.path, hashlib.sha256(data).digest() + data)
 
 

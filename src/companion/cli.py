@@ -22,18 +22,20 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command("list")
 def show() -> None:
     """Every experiment, its profiles, and what is on record. Example: companion list"""
-    from companion import experiments
+    from companion import experiments, records
 
     table = Table("experiment", "profile", "points", "record", "purpose")
     for name, experiment in experiments.EXPERIMENTS.items():
         for profile, config in experiment.profiles.items():
             try:
                 provenance = experiment.load(profile).provenance
-                state = f"{provenance['started'][:10]}, {provenance['seconds']} s"
+                state = f"{provenance['started'][:10]}, {records.took(provenance)}"
             except errors.MissingRecord:
                 state = "none"
             except errors.RecordError as error:
                 state = f"[red]not usable[/red]: {error}"
+            except (KeyError, TypeError) as error:
+                state = f"[red]not usable[/red]: its provenance must be whole, got {error!r}"
             table.add_row(name, profile, str(len(experiment.points(config))), state,
                           experiment.purpose)
     Console().print(table)
@@ -118,7 +120,11 @@ def diagnose(
     Console().print(table)
     print(found.advice)
     if figure is not None:
-        found.figure().savefig(figure)
+        try:
+            found.figure().savefig(figure)
+        except OSError as error:
+            raise ValueError(f"figure must be a file that can be written, got {figure}: "
+                             f"{error.strerror}; name another") from error
 
 
 def main() -> None:

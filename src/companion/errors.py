@@ -34,10 +34,10 @@ class Unfinished(RuntimeError):
 
 
 class Diverged(ArithmeticError):
-    """A run's numbers are no longer finite; says from which step on."""
+    """A run's numbers are no longer finite; says at which step that was seen."""
 
     def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is not finite from step {step} on; take a smaller rate")
+        super().__init__(f"{what} is not finite at step {step} or before; take a smaller rate")
         self.step = step
 
     def __reduce__(self) -> tuple[Any, ...]:  # so that it crosses to another process

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from companion import compiling, training
 from companion.adaptation import Loss
-from companion.checks import Array
+from companion.checks import Array, at_least, require
 from companion.losses import accuracy
 from companion.meta_optimizers import Alpha, Params, Rule, rule_named
 from companion.nets import Net
@@ -28,7 +28,7 @@ CAP = 1e3  # the most that a test task's loss counts for: repeated steps can div
 class Budget:
     """What a fleet costs: ``steps`` of ``tasks`` by Adam at ``rate``, decayed to 0, a rule's
     parameters at ``rule_share`` of it, scored on ``query`` samples; then a test on ``test_tasks``
-    of ``test_query`` samples, ``batch`` at once."""
+    of ``test_query`` samples, drawn ``batch`` at once: another ``batch`` draws other tasks."""
 
     steps: int
     tasks: int
@@ -38,6 +38,11 @@ class Budget:
     test_query: int = 0
     rule_share: float = 1.0
     batch: int = 50
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("tasks", 0), ("query", 0), ("test_tasks", 0),
+                            ("test_query", 0), ("batch", 1)):
+            at_least(name, getattr(self, name), least, "see Budget", whole=True)
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,17 @@ class Model:
     rule_alpha: float | None = None
     adapted: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        require(self.method in ("maml", "nal"), "method", 'be "maml" or "nal"', repr(self.method),
+                "see Model")
+
     def split(self, both: Params) -> tuple[Params, Params]:
         """What stays in the inner loop, and what adapts, the rule's parameters with it."""
         params, rule = parted(both)
         names = params if self.adapted is None else self.adapted
+        unknown = sorted(set(names) - set(params))
+        require(not unknown, "adapted", f"name some of {', '.join(params)}", unknown,
+                "see net.init")
         fixed = {name: value for name, value in params.items() if name not in names}
         return fixed, joined({name: params[name] for name in params if name in names}, rule)
 
@@ -147,7 +159,10 @@ def _adam(budget: Budget) -> training.Optimizer:
 def measure(fleet: Fleet, judge: Callable[..., Any], params: Params, budget: Budget, *,
             purpose: str = "test") -> Any:
     """``judge(params, drawn, *settings, alpha)`` on every test task, [run, task, ...]; all models
-    see the same tasks. The fleet must have the precision of the parameters."""
+    see the same tasks. The fleet must have the precision of the parameters. ValueError: a budget
+    without test tasks."""
+    require(budget.test_tasks >= 1, "test_tasks", "be 1 or more to measure", budget.test_tasks,
+            "name them in the Budget")
     settings = (*fleet.settings, fleet.alpha)
     every = (partial(_one_by_one, judge) if fleet.chunk == 1 else
              vmap(vmap(judge, in_dims=(None, 0, *[None] * len(settings)))))

@@ -53,9 +53,9 @@ def cross_entropy(apply: Apply) -> Loss:
 
     def loss(params: Params, batch: Any) -> torch.Tensor:
         x, y = pair(batch)
-        if y.dtype.is_floating_point or y.ndim != 1:
+        if y.dtype != torch.int64 or y.ndim != 1:  # vmap takes other dtypes than a single task
             raise ValueError(f"y must be class numbers [sample], got {y.dtype} {tuple(y.shape)}; "
-                             f"use an integer dtype")
+                             f"use .long()")
         return F.cross_entropy(apply(params, x), y)
 
     return loss

@@ -62,6 +62,15 @@ class Record:
     provenance: Mapping[str, Any]
 
 
+def took(provenance: Mapping[str, Any]) -> str:
+    """How long the last sitting of a record's run was, and what earlier ones had left to it."""
+    points, before = provenance["points"], provenance["points_before"]
+    if before == points:
+        return f"{points} points, all of earlier sittings"
+    minutes = f"{provenance['seconds'] / 60:.1f} min"
+    return f"{minutes}, {before} of {points} points of earlier sittings" if before else minutes
+
+
 def commit() -> str | None:
     """The checkout's commit, with ``+dirty`` where tracked files differ; None without one."""
     if (root := paths.checkout()) is None:
@@ -100,6 +109,9 @@ def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> Non
         if list(row) != list(rows[0]):
             raise ValueError(f"rows of one table must have the same columns, got {list(rows[0])} "
                              f"and {list(row)}; give every measurement an experiment of its own")
+    if not rows:
+        raise ValueError("a table must have rows, got none; give the config points that measure "
+                         "something")
     table = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n").encode()
     write_atomically(where / TABLE, table)
     text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from companion import records, sweeps
 from companion.checks import require
-from companion.errors import MissingRecord, Unfinished
+from companion.errors import MissingRecord, RecordError, Unfinished
 from companion.experiment import Experiment
 from companion.files import naming
 from companion.records import Journal, Point, Record, Row
@@ -38,11 +38,16 @@ def run(experiment: Experiment, profile: str = "quick", *, device: str = "auto",
             f"{len(points)}", "name what tells them apart")
     where = records.folder(experiment.name, profile)
     with sweeps.executor(workers, scheduler) as (pool, in_flight), _locked(where, say):
-        with suppress(MissingRecord):
+        path = where / f"journal-{key[:12]}.jsonl"
+        try:
             if not fresh and records.load(where).provenance.get("key") == key:
                 say(f"{where} is up to date")
                 return experiment.load(profile)
-        path = where / f"journal-{key[:12]}.jsonl"
+        except MissingRecord:
+            pass
+        except RecordError:
+            if not path.exists():  # else a run was cut off as it wrote the record
+                raise
         if fresh:
             path.unlink(missing_ok=True)
         made_with = records.environment()  # as the run starts: files may change while it goes on

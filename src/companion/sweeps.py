@@ -81,6 +81,9 @@ def executor(workers: int | None = None,
 def _check(rows: Sequence[Row]) -> None:
     for row in rows:
         for name, value in row.items():
+            if not isinstance(value, str | int | float | None):
+                raise TypeError(f"{name} must be text, a number or None, got {type(value).__name__}"
+                                " in the row; use float(...) or int(...)")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ArithmeticError(f"{name} is {value} in {row}")
 

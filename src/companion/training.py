@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from companion import checkpoints, compiling
 from companion.checkpoints import Checkpoint
 from companion.checks import at_least, require
-from companion.errors import Diverged, OutOfMemory
+from companion.errors import Diverged, OutOfMemory, RecordError
 from companion.meta_optimizers import Params
 
 Objective = Callable[..., torch.Tensor]  # (params, task, *settings) of one task -> scalar
@@ -176,6 +176,7 @@ def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 
 
 def cosine(rate: float, steps: int) -> Callable[[int], float]:
     """A rate that falls from ``rate`` to 0 over ``steps`` along half a cosine."""
+    _rate_at(rate)  # which checks it
     return lambda step: rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2
 
 
@@ -199,10 +200,15 @@ def train(gradient: Gradient, params: Params, draw: Draw, *, optimizer: Optimize
         checkpoint: keep the state there every so many steps, and go on from it if it is there: on a
             CPU to the same bits as without a break. The file is removed at the end.
     """
-    at_least("steps", steps, 0, "0 steps return the start", whole=True)
+    steps = int(at_least("steps", steps, 0, "0 steps return the start", whole=True))
+    if checkpoint is not None:
+        at_least("checkpoint.every", checkpoint.every, 1, "it counts steps", whole=True)
     params, moments, start, values = dict(params), optimizer.init(params), 0, None
     if checkpoint is not None and checkpoint.path.exists():
         params, moments, start = checkpoints.resume(checkpoint, params, moments)
+        if start > steps:
+            raise RecordError(f"{checkpoint.path} must be of a step up to {steps}, got {start}: a "
+                              "longer run left it; remove it")
     for step in range(start, steps):
         gradients, values = gradient(params, draw(step), *settings)
         if step % _LOOK_EVERY == 0 or step == steps - 1:

@@ -2,7 +2,7 @@
 scheduler ADDR]``.
 
 Every measured point leaves its number in the file TOY_LOG; TOY_SECONDS is how long a point takes;
-the points named in TOY_BAD (a JSON object: point -> "nan", "diverge", "raise") fail.
+the points named in TOY_BAD (a JSON object: point -> "nan", "diverge", "tuple", "raise") fail.
 """
 
 import json
@@ -38,6 +38,7 @@ def measure(config, point, device):
         raise Diverged(17, "the weight")
     rng = random.Random(index)
     value = float("nan") if bad == "nan" else rng.random()
+    value = (value, value) if bad == "tuple" else value
     return [{"value": value if i == 0 else rng.random(), "repeat": i, **point} for i in range(3)]
 
 

@@ -104,6 +104,15 @@ def test_a_download_that_fails(place, way: str, said: str, there: bool) -> None:
     )
 
 
+def test_a_folder_that_cannot_be_written(place, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    place("/whole")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="could not be written: Not a directory; free or unlock it"):
+        downloads.fetch("omniglot")
+
+
 def test_what_cannot_be_fetched() -> None:
     with pytest.raises(ValueError,
                        match="source must be one that can be fetched, got glyphs: it is drawn"):

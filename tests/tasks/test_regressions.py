@@ -42,6 +42,18 @@ def test_bad_input(message: str, fields: dict) -> None:
         LinearFamily(**FIELDS | fields)
 
 
+@pytest.mark.parametrize(("message", "given"), [
+    ("seeds must be one or more, got 0", dict(seeds=[])),
+    ("support must be at least 1, got 0", dict(support=0)),
+    ("alpha must be at least 0, got -1", dict(alpha=-1.0))])
+def test_what_a_fleet_refuses(message: str, given: dict) -> None:
+    with pytest.raises(ValueError, match=message):
+        regression_fleet(LinearFamily(**FIELDS), **dict(seeds=[0], support=5, alpha=0.3) | given)
+    fleet = regression_fleet(LinearFamily(**FIELDS), seeds=[0], support=5, alpha=0.3)
+    with pytest.raises(ValueError, match="query must be at least 1, got 0"):
+        fleet.draw(fleet, "test", 3, 0)(0)
+
+
 def test_what_a_fleet_draws(check_draws) -> None:
     family = LinearFamily(**FIELDS)
     check_draws(lambda seeds: regression_fleet(family, seeds, alpha=0.3, support=5, copies=2))

@@ -54,9 +54,12 @@ def fetch(name: str, *, progress: bool = False) -> Path:
     try:
         pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=path.parent,
                        downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30))
-    except (requests.RequestException, OSError) as error:
+    except requests.RequestException as error:
         raise DataError(f"{url} must be reachable and whole, got {type(error).__name__}: {error}; "
                         f"try again, or put the file at {path} by hand") from error
+    except OSError as error:
+        raise DataError(f"{path} could not be written: {error.strerror or error}; free or unlock "
+                        "it, or set COMPANION_DATA to another folder") from error
     except ValueError as error:  # pooch's word for a wrong hash; it has removed what came
         raise DataError(f"{url} must have the published MD5 {md5}, got another file; try again "
                         f"later, or put it at {path}") from error

@@ -5,7 +5,6 @@ Nothing is unpickled. What is missing or damaged ends in a DataError that names 
 
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -28,8 +27,6 @@ SUPERCLASSES: dict[str, list[str]] = _TABLES["superclasses"]
 HELD_OUT: dict[str, dict[str, list[str]]] = _TABLES["held_out"]
 CIFAR100 = sorted(name for names in SUPERCLASSES.values() for name in names)
 _TILES, _COLUMNS, _PIXELS = 600, 20, 32  # of a sheet of CIFAR: images, images in a row, their side
-_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error, tarfile.TarError,
-           zipfile.BadZipFile)
 
 
 class Classes(NamedTuple):
@@ -48,8 +45,9 @@ def _first(source: str, *candidates: str) -> Path:
         if path.exists():
             return path
     raise MissingData(f"{source} needs {' or '.join(candidates)} under {paths.data()}, got none; "
-                      f"fetch it with `companion data {source}`, or name the folder that has it in "
-                      "COMPANION_DATA")
+                      + ("put your own files there" if source == "mini_imagenet" else
+                         f"fetch it with `companion data {source}`")
+                      + ", or name the folder that has it in COMPANION_DATA")
 
 
 def _need(ok: Any, path: Path, must: str, got: Any, cause: Exception | None = None) -> None:
@@ -62,7 +60,7 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a damaged file raises into a DataError."""
     try:
         yield
-    except _DAMAGE as error:
+    except Exception as error:  # zlib's, zipfile's, tarfile's, PIL's, even tokenize's own
         _need(False, path, f"be {kind}", error, error)
 
 

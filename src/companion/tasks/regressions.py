@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from companion.checks import Array, at_least, real, require
+from companion.checks import Array, at_least, one_number, real, require, step_size
 from companion.losses import squared_error
 from companion.streams import stream
 from companion.tasks import Fleet, Task
@@ -129,11 +129,16 @@ def easy_and_hard(rng: np.random.Generator, scales_easy: Array, scales_hard: Arr
 def regression_fleet(family: LinearFamily, seeds: Sequence[int], *, alpha: float, support: int,
                      copies: int = 1) -> Fleet:
     """``copies`` runs of every seed on one family's tasks, the seeds innermost, drawn by NumPy: the
-    same on any processor."""
+    same on any processor. ValueError: no seed, or ``alpha``, ``support`` or a query below what it
+    can be."""
+    require(len(seeds) > 0, "seeds", "be one or more", 0, "range(8) is usual")
+    at_least("support", support, 1, "the inner step needs samples", whole=True)
+    one_number("alpha", step_size(alpha))
     distinct = sorted(set(seeds))
     run = torch.tensor([distinct.index(seed) for seed in seeds] * copies)
 
     def draw(fleet: Fleet, purpose: str, tasks: int, query: int) -> Callable[[int], Any]:
+        at_least("query", query, 1, "name query and test_query in the Budget", whole=True)
         samples = support + query
         block = max(1, _BLOCK // (8 * tasks * samples * family.centres.shape[1]))
 
