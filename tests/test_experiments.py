@@ -17,7 +17,7 @@ from companion.experiments import EXPERIMENTS
 
 CHEAP = {  # the index of a point that takes seconds, with two seeds
     ("two_layer", "full"): 17}
-ON_GPU = ("landscape_images", "depth_images")  # their points take many minutes on a CPU
+ON_GPU = ("landscape_images", "depth_images", "image_rates")  # a point takes a CPU many minutes
 OTHERS = {"transplant": ("arm", "other seed")}  # rows of which a seed needs the one after it
 RECORDED = [(name, profile) for name, experiment in EXPERIMENTS.items()
             for profile in experiment.profiles

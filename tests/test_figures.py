@@ -54,6 +54,22 @@ def test_table_shows_ready_made_texts() -> None:
     assert re.search(r"<table[^>]*>\s*<caption>Few &lt; many.</caption>\s*<thead>", html)
 
 
+def test_indices_are_lowered() -> None:
+    made = figures.table({"ρ_H/ρ_E": ["r(α_N)"], "rho_E": ["x_own"]}, caption="by v_H").data
+    assert "ρ<sub>H</sub>/ρ<sub>E</sub>" in made
+    assert "r(α<sub>N</sub>)" in made
+    assert "by v<sub>H</sub></caption>" in made
+    assert "rho_E" in made
+    assert "x_own" in made
+
+
+@pytest.mark.parametrize(("value", "count", "text"), [
+    (0.0526, 2, "0.053"), (1.9e-6, 2, "1.9·10⁻⁶"), (7e-14, 1, "7·10⁻¹⁴"), (310, 2, "3.1·10²"),
+    (0, 2, "0")])
+def test_digits_are_written_as_readers_do(value: float, count: int, text: str) -> None:
+    assert figures.digits(value, count) == text
+
+
 def test_band_is_the_median_between_the_deciles() -> None:
     runs = np.arange(101.0)[:, None] + np.array([[0.0, 10.0]])
     fig, ax = plt.subplots()

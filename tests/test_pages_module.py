@@ -105,12 +105,17 @@ def test_pivot_refuses_two_rows_of_one_cell() -> None:
 
 def test_provenance_is_the_command_and_the_facts() -> None:
     origin = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processor": "A <CPU>",
-              "threads": 1, "seconds": 93.0, "experiment": "race", "profile": "full"}
+              "threads": 1, "seconds": 93.0, "points": 7, "points_before": 0,
+              "experiment": "race", "profile": "full"}
     line = pages.provenance(Record(pd.DataFrame({"seed": [3, 4, 3]}), origin)).data
     assert "Made by <code>companion run race --profile full</code>: " in line
     assert "2 seeds, 2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min.</p>" in line
     line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2})).data
     assert "</code>: 2026-01-02, cpu, A &lt;CPU&gt;, threads: 2, 1.6 min.</p>" in line
+    for before, said in ((3, "threads: 1, 1.6 min, 3 of 7 points of earlier sittings.</p>"),
+                         (7, "threads: 1, 7 points, all of earlier sittings.</p>")):
+        record = Record(pd.DataFrame({"x": [1]}), origin | {"points_before": before})
+        assert said in pages.provenance(record).data
 
 
 def test_the_box_of_a_claim(shown: None) -> None:
@@ -158,12 +163,17 @@ def test_the_ledger_in_small_has_a_line_a_claim(shown: None) -> None:
 
 
 def test_cases_have_the_names_that_readers_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = {"relu, alpha 0.2": "supported", "mlp, reluctant": "contradicted"}
+    cases = {"mlp, reluctant": "contradicted", "relu, alpha 0.2": "supported",
+             "omniglot, rho hard 0.3, k 10": "contradicted"}
     found = Finding("mixed", Interval(1.2, 1.1, 1.4), "ratio of maml", cases)
     monkeypatch.setattr(claims, "evaluate", lambda profile, ident: [claim(found)])
     said = pages.verdict("D1").data
-    assert "supported: ReLU, α 0.2<br>contradicted: MLP, reluctant" in said
+    assert ("supported: ReLU, α 0.2<br>contradicted: MLP, reluctant; "
+            "Omniglot, ρ_H 0.3, steps at test 10" in said)
     assert "ratio of MAML: 1.2" in said
+    exact = Finding("mixed", Interval(-0.2, -0.2, -0.2), "order", cases)
+    monkeypatch.setattr(claims, "evaluate", lambda profile, ident: [claim(exact)])
+    assert "order: -0.2<br>" in pages.verdict("D1").data
 
 
 def luminance(colour: str) -> float:

@@ -156,3 +156,12 @@ def test_an_inconclusive_part_has_power_of_80_percent_at_its_detectable_effect()
     errors = drawn.std(1, ddof=1) / seeds**0.5
     power = np.mean(drawn.mean(1) - stats.t.ppf(0.975, seeds - 1) * errors > 0)
     assert power == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_case_of_a_sweep_has_its_name() -> None:
+    rows = pd.DataFrame([{"net": "erf", "sweep": sweep, "x": 0.5, "value": 2.0, "low": 1.9,
+                          "high": 2.1} for sweep in ("alpha", "rho_hard")])
+    found = tables.judge(rows, "the ratio", ["net", "sweep", "x"], above=1)
+    assert list(found.cases) == ["erf, alpha 0.5", "erf, rho hard 0.5"]
+    assert list(tables.judge(rows[:1], "it", ["net", "x"], above=1).cases) == ["erf, alpha 0.5"]
+    assert list(tables.judge(rows[:1], "it", ["net", "sweep"], above=1).cases) == ["erf, alpha"]

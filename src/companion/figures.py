@@ -7,6 +7,7 @@ that on a telephone's 350 pixels its letters are still about 10 pixels high.
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -134,8 +135,17 @@ def _number(value: float) -> float | str:
 
 def table(columns: Mapping[str, Sequence[object]], *, caption: str) -> HTML:
     """A table of ready-made texts, one column a name, under its ``caption``; on a narrow screen the
-    page's script stacks the cells of a line, or scrolls it in its box."""
+    page's script stacks the cells of a line, or scrolls it in its box. ρ_E, v_H and their like get
+    their index below the line."""
     frame = pd.DataFrame({name: list(map(str, values)) for name, values in columns.items()})
     head, rest = frame.to_html(index=False, border=0).split("\n", 1)
-    return HTML(f'<div class="book-table">{head}\n  <caption>{html.escape(caption)}</caption>\n'
-                f"{rest}</div>")
+    made = f"{head}\n  <caption>{html.escape(caption)}</caption>\n{rest}"
+    lowered = re.sub(r"([ρvαr])_([EHNM]|own|rel)\b", r"\1<sub>\2</sub>", made)
+    return HTML(f'<div class="book-table">{lowered}</div>')
+
+
+def digits(value: float, count: int = 2) -> str:
+    """A number to ``count`` digits as readers write it, 1.9·10⁻⁶ rather than 1.9e-06."""
+    mantissa, _, power = f"{value:.{count}g}".partition("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")) if power else ""
+    return f"{mantissa}·10{raised}" if raised else mantissa

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from companion import claims, figures
+from companion import claims, figures, records
 from companion.checks import require
 from companion.claims import Part
 from companion.evaluation import Estimate, Interval
@@ -72,7 +72,7 @@ def provenance(record: Record) -> HTML:
     origin, seeds = record.provenance, record.table.get("seed")
     told = [] if seeds is None else [f"{seeds.nunique()} seeds"]
     facts = ", ".join([*told, origin["started"][:10], origin["device"], origin["processor"],
-                       f"threads: {origin['threads']}", f"{origin['seconds'] / 60:.1f} min"])
+                       f"threads: {origin['threads']}", records.took(origin)])
     command = f"companion run {origin['experiment']} --profile {origin['profile']}"
     return HTML(f'<p class="made">Made by <code>{command}</code>: {escape(facts)}.</p>')
 
@@ -123,21 +123,27 @@ def _asked(part: Part) -> str:
 
 
 _NAMES = {"relu": "ReLU", "mlp": "MLP", "maml": "MAML", "nal": "NAL", "var_hard": "v_H",
-          "rho_hard": "ρ_H", "alpha": "α"}  # of records, as readers know them
+          "rho_hard": "ρ_H", "alpha": "α", "identity": "linear", "omniglot": "Omniglot",
+          "hardness": "ρ_H/ρ_E", "dim": "d", "support": "m", "hidden": "hidden units",
+          "k": "steps at test"}  # of records, as readers know them
 
 
 def _named(cases: Sequence[str], most: int = 6) -> str:
     if len(cases) > most:
         return f"{len(cases)} cases"
-    return re.sub(r"\w+", lambda word: _NAMES.get(word[0], word[0]), "; ".join(cases))
+    return re.sub(r"\w+ hard|\w+", lambda name: _NAMES.get(name[0].replace(" ", "_"), name[0]),
+                  "; ".join(cases))
 
 
 def _outcome(part: Part) -> str:
     """The word of a part, its number, its cases where they differ, and what would have shown."""
-    told = [f"{_named([part.what])}: {plus_minus(part.interval)}"] if part.interval else []
-    words = dict.fromkeys(part.cases.values())
+    told, words = [], set(part.cases.values())
+    if (seen := part.interval) is not None:
+        number = f"{seen.value:.3g}" if seen.low == seen.high else plus_minus(seen)
+        told.append(f"{_named([part.what])}: {number}")
     told += [f"{word}: {_named([case for case in part.cases if part.cases[case] == word])}"
-             for word in words if len(words) > 1]
+             for word in ("supported", "contradicted", "inconclusive")
+             if word in words and len(words) > 1]
     if part.detectable is not None:
         told.append(f"An effect of {part.detectable:.2g} would have been seen with 80 % power")
     return f'<span class="word {part.word}">{part.word}</span> {"<br>".join(map(escape, told))}'

@@ -1,9 +1,10 @@
 r"""How many tasks NAL and MAML need: what each learns from T tasks, to the first order in 1/T.
 
-Both empirical objectives are least squares, so the minimiser from T tasks errs by -A^-1 g / T^(1/2)
-in the limit, with A the Hessian and g the gradient of one task's objective at the population's
-minimiser, E g = 0. The expected excess of the own objective over its optimum is C / T + o(1/T),
-with the **sandwich** constant C = tr(A^-1 Cov g) / 2 (Huber 1967). Cov g needs moments of an
+Both empirical objectives are least squares, so the minimiser from T tasks errs by -A^-1 z / T^(1/2)
+in the limit, with A the Hessian, z normal of mean 0 and covariance Cov g, and g the gradient of one
+task's objective at the population's minimiser, E g = 0. T times the excess of the own objective
+over its optimum converges in distribution to a variable whose mean is the **sandwich** constant
+C = tr(A^-1 Cov g) / 2 (Huber 1967). Cov g needs moments of an
 empirical covariance up to order 4: :func:`moment` for any covariance, :func:`trace_moment` as
 polynomials.
 Derived in book/landscape/numerics.
