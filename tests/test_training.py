@@ -60,9 +60,10 @@ def trained(seeds: list[int], steps: int = 15, gradient: training.Gradient | Non
 
 
 def test_a_fleet_equals_its_single_runs() -> None:
-    """To 1e-10 after 15 steps of Adam: what summation in another order leaves."""
+    """To 1e-10 after 15 steps of Adam: what summation in another order leaves. The first, the last,
+    and some between."""
     many = trained(list(range(RUNS)))
-    for seed in range(RUNS):
+    for seed in range(0, RUNS, 9):
         alone = trained([seed])
         for name, value in alone.items():
             torch.testing.assert_close(many[name][seed], value[0], rtol=1e-10, atol=1e-10)
@@ -347,13 +348,11 @@ def test_the_engine_reaches_the_minimisers_of_the_theory(seed: int) -> None:
     net = nets.linear(3)
     loss = squared_error(net.apply)
     exact = {"nal": family.minimiser_nal(), "maml": family.minimiser_maml(alpha, support)}
-    rngs = [streams.stream(s, f"tests/mixture/{seed}") for s in range(seeds)]
+    rng = streams.stream(seed, "tests/mixture")
 
     def draw(step: int) -> Task:
-        sides = [
-            family.draw_samples(rng, *family.draw_tasks(rng, (10,)), 2 * support) for rng in rngs
-        ]
-        x, y = (torch.from_numpy(np.stack(side)) for side in zip(*sides, strict=True))
+        x, y = map(torch.from_numpy, family.draw_samples(
+            rng, *family.draw_tasks(rng, (seeds, 10)), 2 * support))
         return Task((x[:, :, :support], y[:, :, :support]), (x[:, :, support:], y[:, :, support:]))
 
     start = {"0.weight": torch.zeros(seeds, 1, 3, dtype=F64)}

@@ -11,10 +11,15 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from companion import runs
 from companion.errors import Diverged
 from companion.experiment import Experiment
+
+if __name__ in ("__main__", "__mp_main__"):  # the toy needs no torch, which takes seconds to import
+    sys.modules["torch"] = SimpleNamespace(
+        set_num_threads=lambda count: None, cuda=SimpleNamespace(is_available=lambda: False))
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,15 @@ PROFILES = {"quick": Config(), "full": Config(count=41), "many": Config(count=10
 EXPERIMENT = Experiment("toy", "a test", PROFILES, points, measure)
 
 
+def main(*arguments: str, **options) -> None:
+    options |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    if "workers" in options:
+        options["workers"] = int(options["workers"])
+    runs.run(EXPERIMENT, options.pop("profile", "quick"), progress=False, **options)
+
+
 if __name__ == "__main__":
     import toy  # so that workers find the functions by name
 
-    options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
-    if "workers" in options:
-        options["workers"] = int(options["workers"])
-    runs.run(toy.EXPERIMENT, options.pop("profile", "quick"), progress=False, **options)
+    toy.main(*sys.argv[1:])
     print("done")
