@@ -97,6 +97,7 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
     missing = [point for point in points if not journal.finished(point)]
     todo = iter(missing)
     running: dict[Future[Sequence[Row]], Point] = {}
+    failed = 0
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                    TextColumn("{task.fields[failed]} failed"), TimeRemainingColumn(),
                    disable=not progress)
@@ -119,9 +120,10 @@ def sweep(function: Callable[[Point], Sequence[Row]], points: Sequence[Point], j
                 except BrokenExecutor:
                     raise
                 except Exception as error:
+                    failed += 1
                     journal.fail(point, f"{type(error).__name__}: {error}")
                 else:
                     journal.add(point, rows)
-                bar.update(task, advance=1, failed=len(journal.failures))
+                bar.update(task, advance=1, failed=failed)
             refill()
     return journal.failures

@@ -1,6 +1,7 @@
 """How many tasks: rows against the solvers, limits against the theory, and L1 from made tables."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,19 @@ from companion.theory.finite_tasks import constant_maml, constant_nal
 from companion.theory.landscape import Mixture
 
 FULL, QUICK = finite_tasks.PROFILES["full"], finite_tasks.PROFILES["quick"]
+own_constants = finite_tasks.own_constants
+
+
+@cache
+def constants(index: int) -> dict[str, float]:
+    return own_constants(FULL, finite_tasks.points(FULL)[index])
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constants of every point of the full profile are computed once."""
+    monkeypatch.setattr(finite_tasks, "own_constants", lambda config, point: constants(
+        finite_tasks.points(FULL).index(point)))
 
 
 def test_a_row_is_of_its_tasks() -> None:

@@ -143,7 +143,7 @@ def test_nearby_tasks_are_as_the_linear_theory_says() -> None:
     risks agree."""
     near = {name: value * 0.01 for name, value in BASE.items() if "var" in name}
     fleet = fleet_of("relu", (3, 7), distance=0.2, **near)
-    budget = Budget(steps=250, tasks=20, rate=0.05, test_tasks=400, batch=100)
+    budget = Budget(steps=120, tasks=20, rate=0.1, test_tasks=400, batch=100)
     for method in ("nal", "maml"):
         model = Model(nets.two_layer(6, 2, "relu"), method)
         trained = train(fleet, model, budget)

@@ -107,7 +107,7 @@ def test_a_local_pool_gives_the_same_table(toy, reference: bytes) -> None:
 
 
 def test_two_runs_at_once(toy, reference: bytes) -> None:
-    first = toy.start(seconds=0.3)
+    first = toy.start(seconds=0.1)
     while not toy.computed() and first.poll() is None:
         time.sleep(0.01)
     code, said = toy.run()

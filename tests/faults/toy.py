@@ -35,7 +35,8 @@ def measure(config, point, device):
     index = point["index"]
     with open(os.environ["TOY_LOG"], "a") as log:
         log.write(f"{index}\n")
-    time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
+    if seconds := float(os.environ.get("TOY_SECONDS", "0")):
+        time.sleep(seconds)
     bad = json.loads(os.environ.get("TOY_BAD", "{}")).get(str(index))
     if bad == "raise":
         raise KeyError("a bug")
