@@ -1,8 +1,7 @@
 """Time the engine beside its peers, after checking that all compute the same meta-gradient.
 
-python benchmarks/bench.py           every work that this machine can do; writes benchmarks/results,
-updates the tables python benchmarks/bench.py --check   only the equality, on small networks in
-float64
+python benchmarks/bench.py           every work that this machine can do, into the pages' tables
+python benchmarks/bench.py --check   only the equality, on small networks in float64
 """
 
 import argparse
@@ -139,17 +138,10 @@ def machine(device: str) -> dict[str, Any]:
 
     import torch
 
-    from companion.records import commit
+    from companion.records import commit, processor
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":", 1)[1].strip()
-                    for line in info.read_text().splitlines()
-                    if "model name" in line),
-                   cpu)
     names = ("torch", "higher", "torchopt", "jax", "jaxlib", "numpy")
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+    return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
             "python": platform.python_version(), "commit": commit(),
             "versions": {name: metadata.version(name) for name in names},

@@ -69,9 +69,7 @@ def prepared(source: str, blocks: int, method: str, name: str, alpha: float,
 
 def main() -> None:
     """The command line."""
-    import torch
-
-    from bench import machine
+    from bench import machine, wait_for
     from companion.experiments.depth_images import ARM, PROFILES, points
 
     parser = argparse.ArgumentParser(description=__doc__,
@@ -85,8 +83,7 @@ def main() -> None:
     def seconds(step: Callable[[], Any]) -> float:
         started = time.perf_counter()
         step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
         return time.perf_counter() - started
 
     for step, _ in cases.values():

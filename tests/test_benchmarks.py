@@ -1,5 +1,4 @@
-"""The tables of `make bench` on the pages are those of its results; its programs agree with one
-another."""
+"""The tables of `make bench` on the pages are those of its results."""
 
 import importlib.util
 import json

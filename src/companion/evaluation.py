@@ -37,11 +37,6 @@ class Estimate:
         """Decimals that leave the standard error two digits: what a printed value can show."""
         return 6 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
 
-    @property
-    def rounded(self) -> float:
-        """The value to ``decimals``: equal on machines that agree to a small part of the error."""
-        return round(self.value, self.decimals)
-
     def __str__(self) -> str:
         return f"{self.value:.{self.decimals}f} ± {self.error:.{self.decimals}f}"
 
