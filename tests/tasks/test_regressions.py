@@ -44,7 +44,7 @@ def test_bad_input(message: str, fields: dict) -> None:
 
 @pytest.mark.parametrize(("message", "given"), [
     ("seeds must be one or more, got 0", dict(seeds=[])),
-    ("support must be at least 1, got 0", dict(support=0)),
+    ("support must be at least 0, got -3", dict(support=-3)),
     ("alpha must be at least 0, got -1", dict(alpha=-1.0))])
 def test_what_a_fleet_refuses(message: str, given: dict) -> None:
     with pytest.raises(ValueError, match=message):

@@ -132,7 +132,7 @@ def regression_fleet(family: LinearFamily, seeds: Sequence[int], *, alpha: float
     same on any processor. ValueError: no seed, or ``alpha``, ``support`` or a query below what it
     can be."""
     require(len(seeds) > 0, "seeds", "be one or more", 0, "range(8) is usual")
-    at_least("support", support, 1, "the inner step needs samples", whole=True)
+    at_least("support", support, 0, "0 is for plain training", whole=True)
     one_number("alpha", step_size(alpha))
     distinct = sorted(set(seeds))
     run = torch.tensor([distinct.index(seed) for seed in seeds] * copies)
