@@ -150,7 +150,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def rounded(value: float) -> str:
     """A time or ratio to two or three digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def render(results: Path = RESULTS) -> str:

@@ -40,7 +40,7 @@ def test_a_table_shows_its_result(bench: ModuleType, tmp_path: Path) -> None:
     lines = bench.render(tmp_path).splitlines()
     assert "**a work** (a processor, 2 cores; threads of each: 1; 2000-01-01):" in lines
     assert "| companion | 2 [1, 3] | 4 | 0.1 |" in lines
-    assert "| other | 1,000 [1, 3] | 2,000 | 0.1 |" in lines
+    assert "| other | 1000 [1, 3] | 2000 | 0.1 |" in lines
 
 
 def test_the_difference_is_relative_and_over_common_runs(bench: ModuleType) -> None:

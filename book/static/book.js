@@ -5,7 +5,7 @@
   /* ---- MathJax: fetched once the text is on the screen ---- */
 
   function typeset() {
-    const done = () => { fit(); document.documentElement.dataset.typeset = "done"; };
+    const done = () => { bind(); fit(); document.documentElement.dataset.typeset = "done"; };
     const waiting = document.getElementById("mathjax");
     if (!waiting) return done();
     const script = document.createElement("script");
@@ -13,6 +13,23 @@
     script.onload = () => MathJax.startup.promise.then(done);
     script.onerror = done;
     document.head.append(script);
+  }
+
+  /* ---- punctuation stays on the line of its formula ---- */
+
+  function bind() {
+    all("article span.math.notranslate").forEach((formula) => {
+      const [before, after] = [formula.previousSibling, formula.nextSibling];
+      const opened = before?.nodeType === Node.TEXT_NODE && before.data.match(/[(\[]+$/);
+      const closed = after?.nodeType === Node.TEXT_NODE && after.data.match(/^[.,;:!?)\]]+/);
+      if (!opened && !closed) return;
+      const together = document.createElement("span");
+      together.style.whiteSpace = "nowrap";
+      formula.before(together);
+      together.append(formula);
+      if (opened) { before.data = before.data.slice(0, -opened[0].length); together.prepend(opened[0]); }
+      if (closed) { after.data = after.data.slice(closed[0].length); together.append(closed[0]); }
+    });
   }
 
   /* ---- what is wider than its column ---- */
@@ -29,7 +46,8 @@
     });
     all("article table").forEach((table) => {
       const box = table.parentElement;
-      table.classList.remove("stacked");
+      table.classList.remove("stacked", "wrapped");
+      if (box.clientWidth > 600 && table.scrollWidth > box.clientWidth + 1) table.classList.add("wrapped");
       if (box.clientWidth && table.scrollWidth > box.clientWidth + 1 && headed(table)) {
         table.classList.add("stacked");
       }
@@ -206,9 +224,9 @@
         const steps = Array.from({ length: 241 }, (_, i) => least + (most - least) * i / 240).map((alpha) => [alpha, evaluate({ ...values, alpha })]);
         box.querySelector(".curve g").innerHTML = f.axes +
           `<path class="ceiling" d="${line(steps.map(([a, r]) => [f.X(a), f.Y(r.ceiling)]))}"/>` +
-          (found.alpha_0 <= most ? `<path class="guide" d="M${f.X(found.alpha_0)},${f.top}V${f.bottom}"/><text x="${f.X(found.alpha_0) + 4}" y="${f.top + 12}">α₀</text>` : "") +
+          (found.alpha_0 <= most ? `<path class="guide" d="M${f.X(found.alpha_0)},${f.top}V${f.bottom}"/><text x="${f.X(found.alpha_0) - 4}" y="${f.top + 12}" text-anchor="end">α₀</text>` : "") +
           `<path class="maml" d="${line(steps.map(([a, r]) => [f.X(a), f.Y(r.ratio)]))}"/>` +
-          `<circle class="here" cx="${f.X(values.alpha)}" cy="${f.Y(found.ratio)}" r="6"/><text x="${f.left + 8}" y="${f.top + 12}">dashed: the ceiling</text>`;
+          `<circle class="here" cx="${f.X(values.alpha)}" cy="${f.Y(found.ratio)}" r="6"/><text x="${f.left + 8}" y="${f.top + 12}">risk of NAL / MAML; dashed: the ceiling</text>`;
       },
       readout: (r) => [["risk NAL / MAML", number(r.ratio)], ["ceiling", number(r.ceiling)], ["hardness spread h", number(r.h)], ["α₀, equal hardness", number(r.alpha_0)], ["NAL's weight on the easy centre", number(r.l_N)], ["MAML's", number(r.l_M)]],
       said: (r) => `The risk of NAL is ${number(r.ratio)} times that of MAML, both after adaptation. With a hardness spread of ${number(r.h)} it could be at most ${number(r.ceiling)} times.`,

@@ -2,6 +2,7 @@
 import what they need, so that help and wrong calls are answered at once."""
 
 import math
+import os
 import sys
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
@@ -17,6 +18,12 @@ from companion import checks, errors, paths
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Run the companion's experiments. Example: companion run linear --profile "
                        "full --workers 2")
+
+
+def _show(table: Table) -> None:
+    """Print a table; in a pipe, where no window has a width, its lines may be long."""
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    Console(width=160 if wide else None).print(table)
 
 
 @app.command("list")
@@ -38,7 +45,7 @@ def show() -> None:
                 state = f"[red]not usable[/red]: its provenance must be whole, got {error!r}"
             table.add_row(name, profile, str(len(experiment.points(config))), state,
                           experiment.purpose)
-    Console().print(table)
+    _show(table)
 
 
 @app.command("verify")
@@ -55,7 +62,7 @@ def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full")
         for part in claim.parts:
             numbers = part.interval.texts if part.interval else ("", "")
             table.add_row(claim.id, part.name, part.word, *numbers, part.what, part.source or "")
-    Console().print(table)
+    _show(table)
 
 
 @app.command("run")
