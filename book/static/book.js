@@ -226,7 +226,7 @@
           `<path class="ceiling" d="${line(steps.map(([a, r]) => [f.X(a), f.Y(r.ceiling)]))}"/>` +
           (found.alpha_0 <= most ? `<path class="guide" d="M${f.X(found.alpha_0)},${f.top}V${f.bottom}"/><text x="${f.X(found.alpha_0) - 4}" y="${f.top + 12}" text-anchor="end">α₀</text>` : "") +
           `<path class="maml" d="${line(steps.map(([a, r]) => [f.X(a), f.Y(r.ratio)]))}"/>` +
-          `<circle class="here" cx="${f.X(values.alpha)}" cy="${f.Y(found.ratio)}" r="6"/><text x="${f.left + 8}" y="${f.top + 12}">risk of NAL / MAML; dashed: the ceiling</text>`;
+          `<circle class="here" cx="${f.X(values.alpha)}" cy="${f.Y(found.ratio)}" r="6"/><text x="${f.left + 8}" y="${f.top + 12}">risk NAL / MAML;</text><text x="${f.left + 8}" y="${f.top + 31}">dashed: the ceiling</text>`;
       },
       readout: (r) => [["risk NAL / MAML", number(r.ratio)], ["ceiling", number(r.ceiling)], ["hardness spread h", number(r.h)], ["α₀, equal hardness", number(r.alpha_0)], ["NAL's weight on the easy centre", number(r.l_N)], ["MAML's", number(r.l_M)]],
       said: (r) => `The risk of NAL is ${number(r.ratio)} times that of MAML, both after adaptation. With a hardness spread of ${number(r.h)} it could be at most ${number(r.ceiling)} times.`,
