@@ -113,7 +113,7 @@ def test_provenance_is_the_command_and_the_facts() -> None:
     line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2})).data
     assert "</code>: 2026-01-02, cpu, A &lt;CPU&gt;, threads: 2, 1.6 min.</p>" in line
     for before, said in ((3, "threads: 1, 1.6 min, 3 of 7 points of earlier sittings.</p>"),
-                         (7, "threads: 1, 7 points, all of earlier sittings.</p>")):
+                         (7, "threads: 1, all points (7) of earlier sittings.</p>")):
         record = Record(pd.DataFrame({"x": [1]}), origin | {"points_before": before})
         assert said in pages.provenance(record).data
 

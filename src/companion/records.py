@@ -66,7 +66,7 @@ def took(provenance: Mapping[str, Any]) -> str:
     """How long the last sitting of a record's run was, and what earlier ones had left to it."""
     points, before = provenance["points"], provenance["points_before"]
     if before == points:
-        return f"{points} points, all of earlier sittings"
+        return f"all points ({points}) of earlier sittings"
     minutes = f"{provenance['seconds'] / 60:.1f} min"
     return f"{minutes}, {before} of {points} points of earlier sittings" if before else minutes
 
