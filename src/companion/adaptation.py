@@ -12,17 +12,17 @@ from companion.compiling import Loss as Loss
 from companion.meta_optimizers import Alpha, AnyUpdate, Params, as_inner
 
 
-def check_devices(params: Params, batch: Any) -> None:
-    """ValueError unless every tensor of ``params`` and ``batch`` is on one device."""
-    here = {leaf.device for leaf in tree_leaves((params, batch)) if isinstance(leaf, torch.Tensor)}
-    if len(here) > 1:
+def check_alike(params: Params, batch: Any) -> None:
+    """ValueError unless every tensor of ``params`` and ``batch`` is on one device, and every
+    floating one of one dtype."""
+    tensors = [leaf for leaf in tree_leaves((params, batch)) if isinstance(leaf, torch.Tensor)]
+    if len({tensor.device for tensor in tensors}) > 1:
         model, data = (", ".join(sorted({str(leaf.device) for leaf in tree_leaves(tree)
                                          if isinstance(leaf, torch.Tensor)}))
                        for tree in (params, batch))
         raise ValueError(f"parameters and data must be on one device, got {model} and {data}; "
                          f"move one with .to(...)")
-    floats = {leaf.dtype for leaf in tree_leaves((params, batch))
-              if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()}
+    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     if len(floats) > 1:
         raise ValueError(f"parameters and data must have one floating dtype, got "
                          f"{', '.join(sorted(map(str, floats)))}; convert one with .to(dtype), or "
@@ -34,7 +34,7 @@ def adapt(loss: Loss, params: Params, support: Any, *, steps: int, update: AnyUp
     """Parameters after ``steps`` inner steps: theta <- theta - update(grad loss(theta, support)).
 
     Differentiable throughout, so that the outer loop sees second-order terms. Raises ValueError
-    for steps below 0 or not whole, and for parameters and data on different devices.
+    for steps below 0 or not whole, and for parameters and data of different devices or dtypes.
 
     Args:
         loss: (params, batch) -> scalar.
@@ -121,7 +121,7 @@ def _count(steps: int, params: Params, support: Any) -> int:
     if not steps >= 0 or steps % 1:  # in plain Python, which torch.compile can follow
         raise ValueError(f"steps must be a whole number of at least 0, got {steps}; steps=0 means "
                          f"no adaptation")
-    check_devices(params, support)
+    check_alike(params, support)
     return int(steps)
 
 

@@ -75,10 +75,18 @@ class Interval:
     @property
     def texts(self) -> tuple[str, str]:
         """Value and interval, to the digits that the interval allows."""
-        if not math.isfinite(self.high - self.low):
-            return f"{self.value:.3g}", f"[{self.low:.3g}, {self.high:.3g}]"
-        decimals = Estimate(self.value, (self.high - self.low) / 4, 2).decimals
+        width = self.high - self.low
+        return self.texts_to(width) if math.isfinite(width) else self.rough
+
+    def texts_to(self, width: float) -> tuple[str, str]:
+        """Value and interval, to the digits that an interval of this ``width`` allows."""
+        decimals = Estimate(self.value, width / 4, 2).decimals
         return f"{self.value:.{decimals}f}", f"[{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+
+    @property
+    def rough(self) -> tuple[str, str]:
+        """Value and interval to three digits, however large."""
+        return f"{self.value:.3g}", f"[{self.low:.3g}, {self.high:.3g}]"
 
     def __str__(self) -> str:
         return " ".join(self.texts)

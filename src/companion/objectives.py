@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from companion import compiling
-from companion.adaptation import Loss, adapt, adapt_with_rule, after_steps, check_devices
+from companion.adaptation import Loss, adapt, adapt_with_rule, after_steps, check_alike
 from companion.meta_optimizers import Alpha, AnyUpdate, Params, Rule
 from companion.tasks import Task
 
@@ -19,7 +19,7 @@ def _sides(params: Params, task: Any) -> tuple[Any, Any]:
     if not (hasattr(task, "support") and hasattr(task, "query")):
         raise ValueError(f"a task must have support and query, got {type(task).__name__}; use "
                          f"companion.tasks.Task")
-    check_devices(params, task.query)
+    check_alike(params, task.query)
     return task.support, task.query
 
 

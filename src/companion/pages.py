@@ -123,16 +123,15 @@ def _asked(part: Part) -> str:
 
 
 _NAMES = {"relu": "ReLU", "mlp": "MLP", "maml": "MAML", "nal": "NAL", "var_hard": "v_H",
-          "rho_hard": "ρ_H", "alpha": "α", "identity": "linear", "omniglot": "Omniglot",
-          "hardness": "ρ_H/ρ_E", "dim": "d", "support": "m", "hidden": "hidden units",
-          "k": "steps at test"}  # of records, as readers know them
+          "var hard": "v_H", "rho_hard": "ρ_H", "rho hard": "ρ_H", "alpha": "α",
+          "identity": "linear", "omniglot": "Omniglot", "hardness": "ρ_H/ρ_E", "dim": "d",
+          "support": "m", "hidden": "hidden units", "k": "steps at test"}  # as readers know them
 
 
 def _named(cases: Sequence[str], most: int = 6) -> str:
     if len(cases) > most:
         return f"{len(cases)} cases"
-    return re.sub(r"\w+ hard|\w+", lambda name: _NAMES.get(name[0].replace(" ", "_"), name[0]),
-                  "; ".join(cases))
+    return re.sub(rf"\b({'|'.join(_NAMES)})\b", lambda name: _NAMES[name[0]], "; ".join(cases))
 
 
 def _outcome(part: Part) -> str:

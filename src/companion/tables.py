@@ -155,8 +155,10 @@ def judge(rows: pd.DataFrame, what: str, names: Sequence[str] = (), *, above: fl
 def _case(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """A case in words: texts as they are, numbers with the name of their column; the values ``x``
     of a sweep with the sweep's name."""
-    swept = "x" in names and "sweep" in row
-    titles = {name: row["sweep"] if swept and name == "x" else name for name in names}
+    titles = dict(zip(names, names, strict=True))
+    if "x" in titles and "sweep" in row:
+        titles["x"] = row["sweep"]
+        titles.pop("sweep", None)
     return ", ".join(row[name] if isinstance(row[name], str)
                      else f"{title.replace('_', ' ')} {row[name]:g}"
-                     for name, title in titles.items() if not (swept and name == "sweep"))
+                     for name, title in titles.items())

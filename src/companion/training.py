@@ -133,10 +133,14 @@ class Optimizer(NamedTuple):
 Rate = float | torch.Tensor | Callable[[int], float | torch.Tensor]
 
 
-def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
-    """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
+def _check_rate(rate: Rate) -> None:
     require(not isinstance(rate, int | float) or 0 < rate < float("inf"), "rate",
             "be positive and finite", rate, "it is the outer loop's step")
+
+
+def _rate_at(rate: Rate) -> Callable[[int, torch.Tensor], float | torch.Tensor]:
+    """step, tensor [run, ...] -> the rate, shaped to multiply the tensor."""
+    _check_rate(rate)
 
     def at(step: int, like: torch.Tensor) -> float | torch.Tensor:
         now = rate(step) if callable(rate) else rate
@@ -176,7 +180,7 @@ def adam(rate: Rate, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 
 
 def cosine(rate: float, steps: int) -> Callable[[int], float]:
     """A rate that falls from ``rate`` to 0 over ``steps`` along half a cosine."""
-    _rate_at(rate)  # which checks it
+    _check_rate(rate)
     return lambda step: rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2
 
 

@@ -37,6 +37,15 @@ def _centre(matrix: Array, vector: Array, inputs: Array) -> Array:
     return np.asarray(np.linalg.solve(matrix + little * np.eye(d), vector[..., None])[..., 0])
 
 
+def _rounding(weights: Array, pull: Array, tasks: Observed) -> Array:
+    """What may be left of a mean risk of 0, of tasks whose S w* is ``pull`` [task, d]."""
+    return np.asarray(_ROUNDING * (weights @ (pull * tasks.optima).sum(1)))
+
+
+def _unless_rounding(risks: Array, least: Array) -> Array:
+    return np.where(np.abs(risks) <= least, least, risks)
+
+
 def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> float:
     """The step of the least risk of MAML: on a grid, and then between the neighbours of the best.
     After one step none is best for any start beyond the largest s/((1 + u) s^2 + u tr S^2), if
@@ -84,8 +93,8 @@ def _log_ratios(counts: Array, tasks: Observed, quadratic: Quadratic) -> Array:
         starts = _centre(before, part @ pull, before), _centre(after, vector, before)
         nal, maml = (np.einsum("ri,rij,rj->r", w, after, w, optimize=True) / 2
                      - (vector * w).sum(1) + part @ c for w in starts)
-        least = _ROUNDING * (part @ (pull * tasks.optima).sum(1))
-        nal, maml = (np.where(np.abs(risk) < least, least, risk) for risk in (nal, maml))
+        least = _rounding(part, pull, tasks)
+        nal, maml = (_unless_rounding(risk, least) for risk in (nal, maml))
         with np.errstate(divide="ignore", invalid="ignore"):
             each = np.where(maml > 0, np.maximum(nal, 0) / maml, np.inf)
             found.append(np.clip(np.log(each), -_FAR, _FAR))
@@ -136,7 +145,7 @@ def gains(tasks: Observed, quadratic: Quadratic, alpha: float, support: float, s
                                       full)):
                 risks[i, j, test] = judge.risks(w, step)
     picks = np.concatenate([shares[None], _resamples(shares, rng, resamples)])
-    least = _ROUNDING * (picks @ (pull * tasks.optima).sum(1))
+    least = _rounding(picks, pull, tasks)
     return {(start, name): _gain(picks, each[0], better, least)
             for start, each in zip(STARTS, risks, strict=True)
             for name, better in zip(STEPS, (*each[1:3], _mixed(each[2:], fold, shares)),
@@ -177,8 +186,7 @@ def _gain(picks: Array, before: Array, after: Array, least: Array) -> Interval:
     """The first of the ratios of mean risks, and an interval from the others. Risks below ``least``
     are 0 but for rounding, and over such a risk nothing is gained; where both are estimated as less
     than 0 the ratio may be anything."""
-    top, bottom = (np.where(np.abs(risk) <= least, least, risk)
-                   for risk in (picks @ before, picks @ after))
+    top, bottom = (_unless_rounding(picks @ risks, least) for risks in (before, after))
     lost = (top < 0) & (bottom <= 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         each = np.where(bottom > 0, np.maximum(top, 0) / bottom, np.inf)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from companion.checks import Array, at_least, one_number, require, step_size, support_size
 from companion.diagnosis.comparisons import best_step, gains, ratio
 from companion.diagnosis.observed import Observed, known, sampled
-from companion.evaluation import Estimate, Interval
+from companion.evaluation import Interval
 from companion.streams import stream
 from companion.theory import gaussian, landscape
 
@@ -133,11 +133,8 @@ class Diagnosis:
 
 def _texts(interval: Interval) -> tuple[str, str]:
     if math.isfinite(interval.high) and interval.high < 1e3:
-        error = max(interval.high - interval.low, 4e-3) / 4  # four decimals are enough
-        places = Estimate(interval.value, error, 2).decimals
-        return (f"{interval.value:.{places}f}",
-                f"[{interval.low:.{places}f}, {interval.high:.{places}f}]")
-    return f"{interval.value:.3g}", f"[{interval.low:.3g}, {interval.high:.3g}]"
+        return interval.texts_to(max(interval.high - interval.low, 4e-3))  # four decimals at most
+    return interval.rough
 
 
 def _said(interval: Interval) -> str:

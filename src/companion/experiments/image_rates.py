@@ -9,13 +9,9 @@ those of the rates take the weights' own steps, from several starts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
-
-from companion import tables
 from companion.experiment import Experiment
 from companion.experiments import depth_images
 from companion.experiments.depth_images import ARM, RATES
-from companion.measures.episodes import over
 from companion.records import Point, Record, Row
 from companion.tables import Finding
 
@@ -57,22 +53,14 @@ def measure(config: Config, point: Point, device: str) -> list[Row]:
     return depth_images.measure(images, point, device)
 
 
-def _above(record: Record, model: str) -> Finding:
-    """A model above every kind of freely learned rate."""
-    rows = pd.concat([over(record.table, {"model": rates}, model=model).assign(against=rates)
-                      for rates in RATES], ignore_index=True)
-    return tables.judge(rows, f"{model} minus freely learned rates, in accuracy",
-                        ["source", "against"], above=0)
-
-
 def gain(record: Record) -> Finding:
     """D2: LinNet is above plain with freely learned rates."""
-    return _above(record, "LinNet")
+    return depth_images.above_rates(record, "LinNet", "freely learned rates")
 
 
 def external(record: Record) -> Finding:
     """D3: KFO is above plain with freely learned rates."""
-    return _above(record, "KFO")
+    return depth_images.above_rates(record, "KFO", "freely learned rates")
 
 
 EXPERIMENT = Experiment(
