@@ -226,6 +226,7 @@ def test_images_through_a_module() -> None:
                for one, own in zip(images, labels, strict=True)]
     same = companion.diagnose(data=by_hand, intercept=True)
     assert (same.ratio, same.alpha) == (found.ratio, found.alpha)
+    torch.manual_seed(2)  # beside its best step lie some at which no start is the best
     weighty = torch.nn.Sequential(body, torch.nn.Linear(4, 4))
     single, double = (companion.diagnose(
         data=list(zip(images.astype(kind) / 255, labels, strict=True)), features=weighty)

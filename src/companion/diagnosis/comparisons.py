@@ -76,7 +76,8 @@ def best_step(tasks: Observed, shares: Array, support: float, steps: int) -> flo
     grid = np.linspace(low, high, _GRID)
     best = int(np.argmin([risk(at) for at in grid]))
     near = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
-    found = minimize_scalar(risk, bounds=near, method="bounded", options={"xatol": 1e-7})
+    with np.errstate(invalid="ignore"):  # beside infinite risks its parabola is none
+        found = minimize_scalar(risk, bounds=near, method="bounded", options={"xatol": 1e-7})
     return math.exp(min((float(grid[best]), float(found.x)), key=risk))
 
 
