@@ -228,7 +228,6 @@ def test_compiled_losses_serve_every_rule(rule: str, monkeypatch: pytest.MonkeyP
     model = Model(NET, rule=rule, steps=2)
     params, drawn = fleets.start(one, model), one.draw(one, "train", 2, 8)(0)
     expected, _ = fleets.gradient(one, model)(params, drawn, *one.settings, one.alpha)
-    torch._dynamo.reset()  # else graphs of another test may serve
     torch._dynamo.utils.counters.clear()
     found, _ = fleets.gradient(one, model, compiled=True)(params, drawn, *one.settings, one.alpha)
     for name in expected:

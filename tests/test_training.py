@@ -187,13 +187,11 @@ def test_compiled_losses_give_the_same(failures: list[Exception], monkeypatch: p
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if name == "NAL" else 2)
 
 
-def test_every_fleet_can_be_compiled(
-    failures: list[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
+# by torch's own patch: what monkeypatch takes back is gone from its config for all later tests
+@torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
+def test_every_fleet_can_be_compiled(failures: list[Exception]) -> None:
     """torch gives up on a function after a number of recompilations; another fleet is another
     function."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     params, draw, alpha = fleet([0, 1])
     for power in (1, 2, 3):
 
