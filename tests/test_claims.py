@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from companion import claims, paths, records
+from companion import claims, criteria, paths, records
 from companion.errors import RecordError
 from companion.experiment import Experiment
 from companion.records import Record
@@ -50,7 +50,8 @@ def write(scale: dict[str, float]) -> None:
             for kind in scale for model in ("shallow", "deep") for seed, gain in enumerate(GAINS)]
     records.save(records.folder("made", "full"), rows,
                  {"key": claims.EXPERIMENTS["made"].key("full"), "device": "cpu",
-                  "started": "2026-01-02T03:04:05+00:00"})
+                  "criteria": criteria.digests(["X1/drawn"]),
+                  "sittings": [{"started": "2026-01-02T03:04:05+00:00"}]})
 
 
 @pytest.fixture
@@ -177,8 +178,33 @@ def test_a_broken_list_is_refused(book: Path, entries: object) -> None:
 def test_a_part_without_a_criterion_is_refused(book: Path) -> None:
     proof, part = ENTRY["parts"]
     listing(book, [ENTRY | {"parts": [proof, {**part, "criterion": None}]}])
-    with pytest.raises(RecordError, match="list every part whole, got none for X1/drawn"):
+    with pytest.raises(RecordError, match=r"got None is not .* at \[0\]\.parts\[1\]\.criterion"):
         claims.evaluate()
+
+
+@pytest.mark.parametrize("text", [b"- id: [", b"- id: X\xff", b"\t- id: X1"])
+def test_a_file_that_is_no_yaml_is_refused(book: Path, text: bytes) -> None:
+    (book / "claims.yml").write_bytes(text)
+    with pytest.raises(RecordError, match=r"claims\.yml must be a YAML file, got .*; mend it"):
+        claims.evaluate()
+
+
+def test_a_criterion_that_changed_after_its_run_is_told(book: Path) -> None:
+    proof, part = ENTRY["parts"]
+    assert [one.remark for one in settled().parts] == ["", ""]
+    listing(book, [ENTRY | {"parts": [proof, part | {"criterion": "ratio\n  above 1."}]}])
+    assert settled().parts[1].remark == ""  # other lines, the same words
+    listing(book, [ENTRY | {"parts": [proof, part | {"criterion": "ratio above 1.1."}]}])
+    assert settled().parts[1].remark == "criterion changed after the run"
+    assert settled().parts[1].word == "supported"
+
+
+def test_a_criterion_that_came_after_its_run_is_told(book: Path) -> None:
+    made_before = records.load(records.folder("made", "full"))
+    rows = made_before.table.to_dict("records")
+    without = {**made_before.provenance, "criteria": {}}
+    records.save(records.folder("made", "full"), rows, without)
+    assert settled().parts[1].remark == "criterion entered after the run"
 
 
 def test_claims_need_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +293,9 @@ def test_a_committed_record_that_is_altered_is_refused(copy: Path) -> None:
     path = copy / "linear" / "full" / "provenance.json"
     stated = json.loads(path.read_text())
     path.write_text(json.dumps(stated | {"table_sha256": "0" * 64}))
+    with pytest.raises(RecordError, match=r"linear.*provenance\.json must have the hash"):
+        claims.evaluate("full")
+    path.write_bytes(records.sealed(stated, b"another table"))
     with pytest.raises(RecordError, match=r"linear.*table\.csv must have the hash"):
         claims.evaluate("full")
 

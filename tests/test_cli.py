@@ -1,6 +1,5 @@
 """The command line: what it refuses, and how."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 
 import companion as package
-from companion import claims, cli
+from companion import claims, cli, records
 from companion.experiments import EXPERIMENTS
 
 
@@ -116,7 +115,7 @@ def test_verify_fails_where_any_record_is_altered(
     where = results / "race" / profile
     where.mkdir(parents=True)
     (where / "table.csv").write_text("seed\n1\n")
-    (where / "provenance.json").write_text(json.dumps({"table_sha256": "0" * 64, "key": "1"}))
+    (where / "provenance.json").write_bytes(records.sealed({"key": "1"}, b"seed\n2\n"))
     code, said = here("verify")
     assert code == 1
     assert "table.csv must have the hash" in said

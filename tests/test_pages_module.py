@@ -103,19 +103,36 @@ def test_pivot_refuses_two_rows_of_one_cell() -> None:
         pages.pivot(pd.concat([FRAME, FRAME]), ["kind"], "model", caption="Twice.")
 
 
+SITTING = {"started": "2026-01-02T03:04:05+00:00", "processor": "A <CPU>", "seconds": 93.0,
+           "commit": "0123abcd"}
+ORIGIN = {"device": "cpu", "threads": 1, "experiment": "race", "profile": "full",
+          "sittings": [SITTING]}
+
+
+def facts(**changes: object) -> str:
+    """What the line under a figure says of a record with two seeds, after its command."""
+    record = Record(pd.DataFrame({"seed": [3, 4, 3]}), ORIGIN | changes)
+    line = pages.provenance(record).data
+    assert "Made by <code>companion run race --profile full</code>: 2 seeds, " in line
+    return line.partition("2 seeds, ")[2].removesuffix(".</p>")
+
+
 def test_provenance_is_the_command_and_the_facts() -> None:
-    origin = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processor": "A <CPU>",
-              "threads": 1, "seconds": 93.0, "points": 7, "points_before": 0,
-              "experiment": "race", "profile": "full"}
-    line = pages.provenance(Record(pd.DataFrame({"seed": [3, 4, 3]}), origin)).data
-    assert "Made by <code>companion run race --profile full</code>: " in line
-    assert "2 seeds, 2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min.</p>" in line
-    line = pages.provenance(Record(pd.DataFrame({"x": [1]}), origin | {"threads": 2})).data
-    assert "</code>: 2026-01-02, cpu, A &lt;CPU&gt;, threads: 2, 1.6 min.</p>" in line
-    for before, said in ((3, "threads: 1, 1.6 min, 3 of 7 points of earlier sittings.</p>"),
-                         (7, "threads: 1, all points (7) of earlier sittings.</p>")):
-        record = Record(pd.DataFrame({"x": [1]}), origin | {"points_before": before})
-        assert said in pages.provenance(record).data
+    assert facts() == "2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min"
+    assert facts(threads=2) == "2026-01-02, cpu, A &lt;CPU&gt;, threads: 2, 1.6 min"
+    line = pages.provenance(Record(pd.DataFrame({"x": [1]}), ORIGIN)).data
+    assert "</code>: 2026-01-02, cpu" in line
+
+
+def test_provenance_tells_every_sitting() -> None:
+    later = SITTING | {"started": "2026-02-03T03:04:05+00:00", "processor": "B"}
+    told = facts(sittings=[SITTING, later])
+    assert told == "2026-02-03, cpu, A &lt;CPU&gt;, B, threads: 1, 3.1 min in 2 sittings"
+    unknown = dict.fromkeys(SITTING)
+    assert "1.6 min and earlier sittings, from code that is no commit" in facts(
+        sittings=[unknown, SITTING])
+    assert "from code that is no commit" in facts(sittings=[SITTING | {"commit": "0123+dirty"}])
+    assert "time unknown" in facts(sittings=[SITTING | {"seconds": None}])
 
 
 def test_the_box_of_a_claim(shown: None) -> None:

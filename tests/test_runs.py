@@ -49,7 +49,9 @@ def test_a_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.Mo
     record = runs.run(SHORT, progress=False, say=said.append)
     known = record.provenance
     assert (known["threads"], known["device"], known["points"]) == (1, "cpu", 1)
-    assert known["processor"]
+    (sitting,) = known["sittings"]
+    assert sitting["points"] == 1
+    assert sitting["processor"]
     assert (known["key"], known["config"]["draws"]) == (SHORT.key("quick"), 500)
     assert not said
     again = runs.run(SHORT, progress=False, say=said.append)

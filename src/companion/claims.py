@@ -5,25 +5,27 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import yaml
-
-from companion import paths
+from companion import criteria, records
 from companion.checks import require
 from companion.errors import MissingRecord, RecordError
 from companion.experiments import EXPERIMENTS
+from companion.records import Record
 from companion.tables import Finding
 from companion.theory import depth, gaussian
 from companion.theory import landscape_proofs as landscape
 from companion.theory import together_proofs as together
 
 PROFILES = ("quick", "full")
+CHANGED = "criterion changed after the run"
+ENTERED = "criterion entered after the run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Finding):
     """One part of a claim: what was asked within which scope, and what was found. ``links`` lead
     from a text to "page#label". ``source`` names the record, "linear/full", with its ``device`` and
-    ``date``; None for a proof, and for a part without a record."""
+    ``date``; None for a proof, and for a part without a record. ``remark`` says what a reader must
+    know of it."""
 
     name: str
     scope: str
@@ -32,6 +34,7 @@ class Part(Finding):
     source: str | None = None
     device: str | None = None
     date: str | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,12 @@ PROOFS: Mapping[str, Callable[[], bool]] = {
 def listed() -> list[dict[str, Any]]:
     """The entries of claims.yml; RecordError where it is missing or not whole, or where its parts
     are not those that proofs and experiments settle."""
-    root = paths.checkout()
-    if root is None or not (root / "claims.yml").exists():
-        raise RecordError("claims.yml must be at hand, got an installed package; only a checkout "
-                          "has it")
-    entries: list[dict[str, Any]] = yaml.safe_load((root / "claims.yml").read_text())
-    try:
-        asked = {(f"{entry['id']}/{part['name']}", part["by"]) for entry in entries
-                 for part in entry["parts"] if part["scope"] and part["criterion"]
-                 and entry["paper"] and entry["statement"] and entry["chapter"]}
-    except (TypeError, KeyError) as error:
-        raise RecordError(f"claims.yml must list claims with parts, got {error!r}") from error
+    entries = criteria.entries()
+    asked = {
+        (f"{entry['id']}/{part['name']}", part["by"])
+        for entry in entries
+        for part in entry["parts"]
+    }
     known = {(key, "proof") for key in PROOFS}
     known |= {(key, name) for name, one in EXPERIMENTS.items() for key in one.findings}
     for key, by in sorted(asked ^ known):
@@ -137,6 +135,19 @@ def _settle(key: str, entry: Mapping[str, Any], profile: str) -> Part:
         record = experiment.load(profile)
     except MissingRecord:
         return Part("untested", **asked)
-    return Part(**vars(experiment.findings[key](record)), **asked,
-                source=f"{experiment.name}/{profile}", device=record.provenance["device"],
-                date=record.provenance["started"][:10])
+    return Part(
+        **vars(experiment.findings[key](record)),
+        **asked,
+        source=f"{experiment.name}/{profile}",
+        device=record.provenance["device"],
+        date=records.started(record.provenance),
+        remark=_remark(key, entry["criterion"], record),
+    )
+
+
+def _remark(key: str, criterion: str, record: Record) -> str:
+    """Whether a criterion stood in these words when its record was begun."""
+    then = record.provenance["criteria"].get(key)
+    if then is None:
+        return ENTERED
+    return "" if then == criteria.digest(criterion) else CHANGED

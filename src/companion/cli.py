@@ -36,7 +36,7 @@ def show() -> None:
         for profile, config in experiment.profiles.items():
             try:
                 provenance = experiment.load(profile).provenance
-                state = f"{provenance['started'][:10]}, {records.took(provenance)}"
+                state = f"{records.started(provenance)}, {records.took(provenance)}"
             except errors.MissingRecord:
                 state = "none"
             except errors.RecordError as error:

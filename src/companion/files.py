@@ -23,7 +23,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """All of ``data`` under ``path``, its folder made, or an error and what was there before."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with scratch.open("wb") as file:
                 file.write(data)
@@ -33,3 +33,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         finally:
             with suppress(OSError):
                 scratch.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, or an error that names what stands in its place."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise RecordError(f"{place} must be a folder, got a link to {place.readlink()}, which "
+                              "is not there; mend or remove the link")
+    with naming(path, "made"):
+        path.mkdir(parents=True, exist_ok=True)

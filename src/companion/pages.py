@@ -71,10 +71,16 @@ def provenance(record: Record) -> HTML:
     threads, seeds and minutes of the one that is shown."""
     origin, seeds = record.provenance, record.table.get("seed")
     told = [] if seeds is None else [f"{seeds.nunique()} seeds"]
-    facts = ", ".join([*told, origin["started"][:10], origin["device"], origin["processor"],
-                       f"threads: {origin['threads']}", records.took(origin)])
+    facts = ", ".join([*told, records.started(origin), origin["device"],
+                       records.processors(origin), f"threads: {origin['threads']}",
+                       records.took(origin), *_origin_remark(origin)])
     command = f"companion run {origin['experiment']} --profile {origin['profile']}"
     return HTML(f'<p class="made">Made by <code>{command}</code>: {escape(facts)}.</p>')
+
+
+def _origin_remark(origin: Mapping[str, Any]) -> list[str]:
+    known = records.committed(origin)
+    return [] if known else ["from code that is no commit, so to be made again"]
 
 
 def verdict(ident: str, profile: str = "full") -> HTML:

@@ -8,25 +8,24 @@ import errno
 import hashlib
 import json
 import os
-import platform
-import subprocess
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-import companion
 from companion import paths
 from companion.errors import MissingRecord, RecordError
-from companion.files import naming, write_atomically
+from companion.files import make_folder, naming, write_atomically
+from companion.provenance import Origin, differences
 
 Row = dict[str, Any]  # column -> text, number, or None
 Point = Mapping[str, Any]  # what tells one measurement of an experiment apart
 TABLE, PROVENANCE = "table.csv", "provenance.json"
+SEAL = "sha256"  # of a provenance file: the hash of all the rest of it
 
 
 def _sha256(data: bytes) -> str:
@@ -62,44 +61,38 @@ class Record:
     provenance: Mapping[str, Any]
 
 
+def sittings(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sittings in which a record's points were measured, the first one first."""
+    return list(provenance["sittings"])
+
+
+def started(provenance: Mapping[str, Any]) -> str:
+    """The day on which the last sitting of a record began."""
+    return str(sittings(provenance)[-1]["started"])[:10]
+
+
+def processors(provenance: Mapping[str, Any]) -> str:
+    """The processors on which a record was measured, as far as they are known."""
+    known = [one["processor"] for one in sittings(provenance) if one["processor"] is not None]
+    return ", ".join(dict.fromkeys(known))
+
+
+def committed(provenance: Mapping[str, Any]) -> bool:
+    """Whether every sitting of a record was on a commit, with nothing changed beside it."""
+    commits = [one["commit"] for one in sittings(provenance)]
+    return all(commit is not None and not commit.endswith("+dirty") for commit in commits)
+
+
 def took(provenance: Mapping[str, Any]) -> str:
-    """How long the last sitting of a record's run was, and what earlier ones had left to it."""
-    points, before = provenance["points"], provenance["points_before"]
-    if before == points:
-        return f"all points ({points}) of earlier sittings"
-    minutes = f"{provenance['seconds'] / 60:.1f} min"
-    return f"{minutes}, {before} of {points} points of earlier sittings" if before else minutes
-
-
-def commit() -> str | None:
-    """The checkout's commit, with ``+dirty`` where tracked files differ; None without one."""
-    if (root := paths.checkout()) is None:
-        return None
-    asked = "rev-parse HEAD", "status --porcelain --untracked-files=no -- src"
-    try:
-        head, status = (subprocess.run(["git", "-C", str(root), *words.split()], check=True,
-                                       capture_output=True, text=True).stdout for words in asked)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.strip() + ("+dirty" if status else "")
-
-
-def processor() -> str:
-    """The model of the processor, as the system names it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers may depend on besides the config: versions, commit and processor."""
-    names = ("numpy", "scipy", "sympy", "torch", "pandas")
-    return {"companion": companion.__version__, "commit": commit(), "processor": processor(),
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-            "versions": {name: metadata.version(name) for name in names}}
+    """How long a record's sittings were, as far as that is known."""
+    every = [one["seconds"] for one in sittings(provenance)]
+    known = [seconds for seconds in every if seconds is not None]
+    if not known:
+        return "time unknown"
+    minutes = f"{sum(known) / 60:.1f} min"
+    if len(known) < len(every):
+        return f"{minutes} and earlier sittings"
+    return minutes if len(known) == 1 else f"{minutes} in {len(known)} sittings"
 
 
 def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
@@ -107,75 +100,122 @@ def save(where: Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> Non
     :func:`load` refuses. ValueError unless all rows have the same columns."""
     for row in rows:
         if list(row) != list(rows[0]):
-            raise ValueError(f"rows of one table must have the same columns, got {list(rows[0])} "
-                             f"and {list(row)}; give every measurement an experiment of its own")
+            raise ValueError(
+                f"rows of one table must have the same columns, got {list(rows[0])} and "
+                f"{list(row)}; give every measurement an experiment of its own"
+            )
     if not rows:
-        raise ValueError("a table must have rows, got none; give the config points that measure "
-                         "something")
+        raise ValueError(
+            "a table must have rows, got none; give the config points that measure something"
+        )
     table = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n").encode()
     write_atomically(where / TABLE, table)
-    text = json.dumps({**provenance, "table_sha256": _sha256(table)}, indent=2, sort_keys=True,
-                      allow_nan=False) + "\n"
-    write_atomically(where / PROVENANCE, text.encode())
+    write_atomically(where / PROVENANCE, sealed(provenance, table))
+
+
+def sealed(provenance: Mapping[str, Any], table: bytes) -> bytes:
+    """A provenance file, with the hash of its table and that of all the rest of itself."""
+    whole = {name: value for name, value in provenance.items() if name != SEAL}
+    whole["table_sha256"] = _sha256(table)
+    whole[SEAL] = _hash(whole)
+    return (json.dumps(whole, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def load(where: Path, *, expected: str | None = None) -> Record:
     """The record in a folder, usually :func:`folder`, verified; of the key ``expected``, if given.
     Raises MissingRecord: there is none. RecordError: a file is missing, truncated or altered, or
     the key is another."""
-    remedy = ("restore it from version control, or make the record again with `companion run ... "
-              "--fresh`")
+    remedy = (
+        "restore it from version control, or make the record again with `companion run ... --fresh`"
+    )
     found = [name for name in (TABLE, PROVENANCE) if (where / name).exists()]
     if not found:
         raise MissingRecord(f"{where} must hold a record, got none; make it with `companion run`")
     if len(found) == 1:
-        raise RecordError(f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; "
-                          + remedy)
+        raise RecordError(
+            f"{where} must hold {TABLE} and {PROVENANCE}, got only {found[0]}; {remedy}"
+        )
     with naming(where, "read"):
         table, text = (where / TABLE).read_bytes(), (where / PROVENANCE).read_bytes()
     try:
         provenance = json.loads(text)
-        stated, made_with = provenance["table_sha256"], str(provenance.get("key"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; "
-                          + remedy) from error
+        stated, seal = provenance["table_sha256"], provenance.pop(SEAL)
+        sound = seal == _hash(provenance)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"{where / PROVENANCE} must be a whole provenance file, got {error!r}; {remedy}"
+        ) from error
+    if not sound:
+        raise RecordError(
+            f"{where / PROVENANCE} must have the hash that it states, got an altered file; {remedy}"
+        )
     if _sha256(table) != stated:
-        raise RecordError(f"{where / TABLE} must have the hash that its provenance states, got "
-                          f"another; {remedy}")
-    if expected is not None and made_with != expected:
-        raise RecordError(f"{where / PROVENANCE} must be of key {expected[:12]}, got "
-                          f"{made_with[:12]}: the experiment has changed since; make the record "
-                          "again with `companion run`")
+        raise RecordError(
+            f"{where / TABLE} must have the hash that its provenance states, got another; {remedy}"
+        )
+    if expected is not None and provenance["key"] != expected:
+        raise RecordError(
+            f"{where / PROVENANCE} must be of key {expected[:12]}, got {provenance['key'][:12]}: "
+            "the experiment has changed since; make the record again with `companion run`"
+        )
     return Record(pd.read_csv(where / TABLE), provenance)
 
 
 class Journal(AbstractContextManager["Journal"]):
-    """The points of one run by content, appended as they finish; one line each, ``hash json``. A
-    last line that a crash cut short is dropped; a whole line that does not match its hash is
-    refused. Use as a context manager; only one process may hold it."""
+    """The points of one run by content, appended as they finish; one line each, ``hash json``.
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self.path = path
-        self._entries: dict[str, Row] = {}
+    The first line says of what the journal is, and with which code and versions its points are
+    measured; every sitting begins with a line of its own. A last line that a crash cut short is
+    dropped; a whole line that does not match its hash is refused, and so is a sitting with another
+    code or other versions, and a point from other data. Use as a context manager; only one process
+    may hold it.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], origin: Origin) -> None:
+        self.path, self._origin = path, origin
+        self._entries: list[Row] = []
+        if path.is_symlink():
+            raise RecordError(f"{path} must be a file, got a link to {path.readlink()}; remove it")
+        make_folder(path.parent)
         with naming(path, "opened"):
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
             self._file.seek(0)
             data = self._file.read()
         try:
             whole = data[: data.rfind(b"\n") + 1]
-            with naming(path, "mended"):
-                self._file.truncate(len(whole))
             lines = [self._parse(line, i) for i, line in enumerate(whole.splitlines(), start=1)]
+            if lines:
+                self._refuse_another(lines[0], header)
+            with naming(path, "mended"):  # only now: what is not this run's stays as it is
+                self._file.truncate(len(whole))
             if not lines:
-                self._append(dict(header))
-            elif lines[0] != dict(header):
-                raise RecordError(f"{path} must be the journal of this run, got that of another; "
-                                  "remove it")
-            self._entries |= {point_key(entry["point"]): entry for entry in lines[1:]}
+                lines = [{**header, "code": origin.code, "versions": dict(origin.versions)}]
+                self._append(lines[0])
         except BaseException:
             self._file.close()
             raise
+        self.header, self._entries = lines[0], lines[1:]
+        self._latest = {point_key(one["point"]): one for one in lines[1:] if "point" in one}
+        self.data: dict[str, str] = {}
+        for one in self._entries:
+            self.data |= one.get("data", {})
+
+    def _refuse_another(self, first: Row, header: Mapping[str, Any]) -> None:
+        fixed = ("key", "experiment", "profile", "device")
+        if any(first.get(name) != header.get(name) for name in fixed[:3]) or "code" not in first:
+            raise RecordError(
+                f"{self.path} must be the journal of this run, got that of another; remove it"
+            )
+        then = {"device": first["device"], "code": first["code"]} | first["versions"]
+        now = {"device": header["device"], "code": self._origin.code} | dict(self._origin.versions)
+        self._refuse(differences(then, now), "this run")
+
+    def _refuse(self, changes: Sequence[str], who: str) -> None:
+        if changes:
+            raise RecordError(
+                f"{self.path} must go on as it was begun, got from {who} {'; '.join(changes)}; go "
+                "back to what it was begun with, or start over with --fresh"
+            )
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
@@ -183,8 +223,10 @@ class Journal(AbstractContextManager["Journal"]):
     def _parse(self, line: bytes, number: int) -> Row:
         stated, _, text = line.partition(b" ")
         if _sha256(text)[:16].encode() != stated:
-            raise RecordError(f"{self.path}, line {number}, must match its hash, got an altered "
-                              "line; remove the file to start afresh, or restore it")
+            raise RecordError(
+                f"{self.path}, line {number}, must match its hash, got an altered line; remove the "
+                "file to start afresh, or restore it"
+            )
         return dict(json.loads(text))
 
     def _append(self, entry: Row) -> None:
@@ -196,12 +238,29 @@ class Journal(AbstractContextManager["Journal"]):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _keep(self, point: Point, **outcome: Any) -> None:
-        entry = self._entries[point_key(point)] = {"point": dict(point)} | outcome
+        entry = {"point": dict(point)} | outcome | {"clock": self._clock()}
         self._append(entry)
+        self._entries.append(entry)
+        self._latest[point_key(point)] = entry
 
-    def add(self, point: Point, rows: Sequence[Row]) -> None:
-        """Keep the rows of a finished point."""
-        self._keep(point, rows=list(rows))
+    def _clock(self) -> float:
+        return round(time.monotonic() - self._began, 1)
+
+    def sit(self, **facts: Any) -> None:
+        """Begin a sitting: what is known of it, its commit and its date."""
+        self._began = time.monotonic()
+        self._append({"sitting": facts})
+        self._entries.append({"sitting": facts})
+
+    def add(self, point: Point, rows: Sequence[Row], origin: Origin) -> None:
+        """Keep the rows of a finished point; RecordError, and nothing is kept, where its ``origin``
+        is of other code, versions or data than the journal's points."""
+        then = {"code": self._origin.code} | dict(self._origin.versions) | self.data
+        now = {"code": origin.code} | dict(origin.versions) | dict(origin.data)
+        self._refuse(differences(then, now), "a worker")
+        self.data |= origin.data
+        facts = {"data": dict(origin.data)} if origin.data else {}
+        self._keep(point, rows=list(rows), processor=origin.processor, **facts)
 
     def fail(self, point: Point, reason: str) -> None:
         """Note that a point failed; the next run tries it again."""
@@ -209,14 +268,33 @@ class Journal(AbstractContextManager["Journal"]):
 
     def finished(self, point: Point) -> bool:
         """Whether the rows of a point are kept."""
-        return "rows" in self._entries.get(point_key(point), {})
+        return "rows" in self._latest.get(point_key(point), {})
 
     @property
     def failures(self) -> list[tuple[Point, str]]:
         """The points that failed when last tried, and why."""
-        return [(entry["point"], entry["failed"]) for entry in self._entries.values()
-                if "failed" in entry]
+        return [
+            (entry["point"], entry["failed"])
+            for entry in self._latest.values()
+            if "failed" in entry
+        ]
 
     def rows(self, points: Sequence[Point]) -> list[Row]:
         """The kept rows of ``points``, in their order."""
-        return [row for point in points for row in self._entries[point_key(point)]["rows"]]
+        return [row for point in points for row in self._latest[point_key(point)]["rows"]]
+
+    def sittings(self) -> list[Row]:
+        """What is known of every sitting that has points: what :meth:`sit` was told, how many
+        points it has and how long it was, and the processors that measured them."""
+        found: list[Row] = []
+        last = {id(entry) for entry in self._latest.values()}
+        for entry in self._entries:
+            if "sitting" in entry:
+                seen: dict[str, None] = {}
+                found.append({**entry["sitting"], "points": 0, "seconds": 0.0})
+                continue
+            found[-1]["seconds"] = entry["clock"]
+            if id(entry) in last and "rows" in entry:
+                seen[entry["processor"]] = None
+                found[-1] |= {"points": found[-1]["points"] + 1, "processor": ", ".join(seen)}
+        return [sitting for sitting in found if sitting["points"]]

@@ -14,6 +14,7 @@ from companion import errors
 HERE = Path(__file__).resolve().parent
 SPEC = importlib.util.spec_from_file_location("toy", HERE / "toy.py")
 toy_module = importlib.util.module_from_spec(SPEC)
+sys.modules["toy"] = toy_module  # where its code is looked for
 SPEC.loader.exec_module(toy_module)
 
 

@@ -3,17 +3,13 @@ config."""
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from companion import errors, records, runs
+from companion import errors, provenance, records, runs
 from companion.errors import RecordError
 from companion.experiment import Experiment
 from companion.experiments import linear, rules
@@ -47,31 +43,46 @@ def made(config: linear.Config = SHORT, failing: Callable[[dict], bool] = lambda
                    points=points), measured
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
-def test_killed_at_seven_moments_the_table_is_the_same(results: Path) -> None:
-    where = results / "linear" / "quick"
+def test_cut_off_at_any_byte_the_journal_keeps_its_whole_lines(results: Path) -> None:
+    """And nothing else: what is missing is measured again, to the same rows."""
+    experiment, points = made(failing=lambda point: point["x"] == 1.0)[0], linear.points(SHORT)
+    with pytest.raises(errors.Unfinished):
+        run(experiment)
+    (path,) = (results / "linear" / "quick").glob("journal-*")
+    whole, cut = path.read_bytes(), results / "cut.jsonl"
+    origin = provenance.here(experiment.measure.__module__)
+    key = experiment.key("quick")
+    header = {"key": key, "experiment": "linear", "profile": "quick", "device": "cpu"}
+    ends = [i for i, byte in enumerate(whole, start=1) if byte == ord("\n")]
+    assert len(ends) == 7  # the header, the sitting, four points, and one that failed
+    lines = [json.loads(line.split(b" ", 1)[1]) for line in whole.splitlines()]
+    rows = [line["rows"] for line in lines if "rows" in line]
+    for size in range(len(whole) + 1):
+        cut.write_bytes(whole[:size])
+        with records.Journal(cut, header, origin) as journal:
+            kept = [point for point in points if journal.finished(point)]
+            assert kept == points[: min(4, max(0, sum(end <= size for end in ends) - 2))]
+            journal.sit()
+            for point, some in list(zip(points, rows, strict=False))[len(kept):]:
+                journal.add(point, some, origin)
+        with records.Journal(cut, header, origin) as journal:
+            assert journal.rows(points[:4]) == [row for some in rows for row in some]
 
-    def lines() -> int:
-        return sum(path.read_bytes().count(b"\n") for path in where.glob("journal-*.jsonl"))
 
-    command = [sys.executable, "-m", "companion", "run", "linear", "--profile", "quick"]
-    kept: list[int] = []
-    said: list[str] = []
-    for least in (1, 2, 4, 7, 10, 13, 16):  # the first line is the header
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            while lines() <= least and process.poll() is None:
-                time.sleep(0.001)
-            assert process.poll() is None, "the run ended before it could be killed"
-            process.send_signal(signal.SIGKILL)
-        kept.append(lines())
-    assert kept == sorted(set(kept))
-    assert kept[-1] < 20
-    run(linear.EXPERIMENT, said.append)
-    assert said == [f"{kept[-1] - 1} of 19 points are kept from an earlier run"]
-    resumed = (where / "table.csv").read_bytes()
+@pytest.mark.parametrize("lines", range(7))
+def test_cut_off_after_any_line_the_table_is_the_same(results: Path, lines: int) -> None:
+    experiment = made(failing=lambda point: point["x"] == 1.0)[0]
+    with pytest.raises(errors.Unfinished):
+        run(experiment)
+    (path,) = (results / "linear" / "quick").glob("journal-*")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]) + b"0123 {")
+    resumed, again = made()
+    run(resumed)
+    assert again == linear.points(SHORT)[max(0, lines - 2):]
+    table = (results / "linear" / "quick" / "table.csv").read_bytes()
     os.environ["COMPANION_RESULTS"] = str(results / "calm")
-    assert run(linear.EXPERIMENT).provenance["points_before"] == 0
-    assert resumed == (results / "calm" / "linear" / "quick" / "table.csv").read_bytes()
+    assert len(run(made()[0]).provenance["sittings"]) == 1
+    assert table == (results / "calm" / "linear" / "quick" / "table.csv").read_bytes()
 
 
 @pytest.mark.parametrize("change", [
@@ -86,7 +97,7 @@ def test_nothing_of_another_config_is_used(results: Path, change: dict) -> None:
     record = run(today)
     assert again == linear.points(config)
     assert record.table[["sweep", "x"]].to_dict("records") == linear.points(config)
-    assert record.provenance["points_before"] == 0
+    assert len(record.provenance["sittings"]) == 1
     expected = [linear.measure(config, point, "cpu")[0] for point in linear.points(config)]
     assert record.table.to_dict("records") == expected
     with pytest.raises(RecordError, match="the experiment has changed since"):
@@ -152,5 +163,6 @@ def test_the_journal_keeps_the_columns_in_their_order(results: Path) -> None:
         run(before)
     (journal,) = (results / "linear" / "quick").glob("journal-*")
     entries = [json.loads(line.split(" ", 1)[1]) for line in journal.read_text().splitlines()]
-    assert list(entries[1]["rows"][0]) == ["sweep", "x", "value", "error", "draws", "exact"]
-    assert list(run(made()[0]).table) == list(entries[1]["rows"][0])
+    first = entries[2]["rows"][0]
+    assert list(first) == ["sweep", "x", "value", "error", "draws", "exact"]
+    assert list(run(made()[0]).table) == list(first)
