@@ -87,14 +87,16 @@ class _TooLong(ValueError):
 
 
 class _Limited(io.BufferedWriter):
-    """A file to write a download to, of at most ``most`` bytes."""
+    """A file to write a download to, of at most ``most`` bytes; it closes the connection, too."""
 
     def __init__(self, path: str, most: int | None) -> None:
         super().__init__(io.FileIO(path, "w"))
         self._most = math.inf if most is None else most
+        self._responses: list[Any] = []
 
     def announced(self, response: Any, **_: object) -> None:
         """Refuse a response that is too long by its own word, before any of it is read."""
+        self._responses.append(response)
         if response.ok and int(response.headers.get("Content-Length", 0)) > self._most:
             raise _TooLong(f"more than the {self._most:,} bytes published")
 
@@ -103,3 +105,9 @@ class _Limited(io.BufferedWriter):
         if self.tell() + len(data) > self._most:
             raise _TooLong(f"more than the {self._most:,} bytes published")
         return super().write(data)
+
+    def close(self) -> None:
+        """Close the file, and hang up: pooch leaves that to the collector of garbage."""
+        for response in self._responses:
+            response.close()
+        super().close()

@@ -191,7 +191,7 @@ def _omniglot_zip(file: IO[bytes]) -> list[NDArray[Any]]:
             raise ValueError(f"{len(names)} drawings")
         for name in names:
             *_, alphabet, character, _ = name.split("/")
-            with archive.open(name) as member, Image.open(member) as image:
+            with archive.open(name) as member, Image.open(member, formats=["PNG"]) as image:
                 if image.size != (_PAPER, _PAPER):  # which its header states, before it is decoded
                     raise ValueError(f"{name} of {image.width} x {image.height} pixels")
                 images.append(255 - np.asarray(image.convert("L"), dtype=np.uint8))
@@ -220,7 +220,8 @@ def _sheet(place: str, source: str) -> Bytes:
     if not path.exists():
         raise DataError(f"{path} must be there, got none; a folder needs a sheet for each class: "
                         + remedy)
-    with _known(place, "a whole image", remedy) as file, Image.open(file) as image:
+    with (_known(place, "a whole image", remedy) as file,
+          Image.open(file, formats=["WEBP"]) as image):
         want = (_COLUMNS * _PIXELS, rows * _PIXELS)
         _need(image.size == want, path, f"be a sheet of {want[0]} x {want[1]} pixels",
               f"{image.width} x {image.height}", remedy)  # as the header states: not yet decoded
