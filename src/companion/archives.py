@@ -3,7 +3,7 @@ known to be within a limit."""
 
 import math
 import zipfile
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -18,23 +18,26 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
-def names(file: IO[bytes]) -> list[str]:
-    """The names of the arrays in an .npz file; zipfile's errors where it is none."""
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {member.filename.removesuffix(".npy"): member for member in archive.infolist()
+            if member.filename.endswith(".npy")}
+
+
+def sizes(file: IO[bytes]) -> dict[str, int]:
+    """The bytes that every array of an .npz file takes when it is read, by name; zipfile's errors
+    where it is none. zipfile never unpacks more of a member than is stated here."""
     with zipfile.ZipFile(file) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        return {name: member.file_size for name, member in _members(archive).items()}
 
 
-def read(file: IO[bytes], wanted: Collection[str], *, most: int) -> dict[str, NDArray[Any]]:
+def read(file: IO[bytes], wanted: Iterable[str], *, most: int) -> dict[str, NDArray[Any]]:
     """Those arrays of an .npz file that are ``wanted`` and there. ValueError: together they take
     more than ``most`` bytes, an array is not of the size that its header states, or one holds
     Python objects. A damaged archive raises zipfile's, zlib's and numpy's own errors."""
     with zipfile.ZipFile(file) as archive:
-        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()
-                   if member.filename.endswith(".npy")}
+        members = _members(archive)
         found = {name: members[name] for name in wanted if name in members}
-        # zipfile never unpacks more of a member than the size that is stated here
-        total = sum(member.file_size for member in found.values())
-        if total > most:
+        if (total := sum(member.file_size for member in found.values())) > most:
             raise ValueError(f"arrays that take {mebibytes(total)}")
         return {name: _array(archive, member) for name, member in found.items()}
 

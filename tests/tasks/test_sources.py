@@ -286,7 +286,7 @@ def test_another_omniglot_is_refused(data: Path) -> None:
         sources.load("omniglot")
     (data / NPZ).unlink()
     archive(data / ZIP, characters=1)  # Omniglot of one character
-    with pytest.raises(DataError, match="images_background.zip must be the file of MD5 68d2efa"):
+    with pytest.raises(DataError, match=r"background.zip must be the file of MD5 68d2efa"):
         sources.load("omniglot")
 
 
@@ -417,7 +417,7 @@ def test_a_pickle_is_not_opened(data: Path, publish: Publish) -> None:
              alphabet_names=["A"])
     publish(NPZ)
     with pytest.raises(DataError,
-                       match="must be a whole npz file .*, got Object arrays cannot be loaded"):
+                       match=r"must be a whole npz file .*, got Object arrays cannot be loaded"):
         sources.load("omniglot")
 
 
@@ -513,7 +513,7 @@ def test_a_large_picture_is_not_decoded(data: Path, publish: Publish,
     decoded, load = [], ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load",
                         lambda image: (decoded.append(image.size), load(image))[1])
-    with pytest.raises(DataError, match="0001_01.png of 4000 x 4000 pixels; remove it and fetch"):
+    with pytest.raises(DataError, match=r"0001_01.png of 4000 x 4000 pixels; remove it and"):
         sources.load("omniglot")
     assert set(decoded) == {(105, 105)}
 
@@ -536,7 +536,7 @@ def test_an_npz_that_unpacks_to_more_than_a_source_holds(data: Path,
     path = data / "mini_imagenet/train.npz"
     bomb(path, (7000, 30, 30, 3))
     assert path.stat().st_size < 50_000
-    with within(1), pytest.raises(DataError, match="train.npz must be a whole npz file of at most "
+    with within(1), pytest.raises(DataError, match=r"train.npz must be a whole npz file of at most "
                                   "16 MiB, got arrays that take 18 MiB; make it anew"):
         sources.load("mini_imagenet")
     bomb(path, (5, 30, 30, 3), stated=(10**4, 30, 30, 3))
@@ -551,7 +551,7 @@ def test_an_archive_of_more_than_cifar(data: Path, publish: Publish) -> None:
         info.size = 2**27 + 2**26
         to.addfile(info, io.BytesIO(bytes(info.size)))
     publish(TAR)
-    with within(100), pytest.raises(DataError, match="must hold 50,000 records of 3074 bytes in "
+    with within(100), pytest.raises(DataError, match=r"must hold 50,000 records of 3074 bytes in "
                                     "train.bin, got 201,326,592 bytes"):
         sources.load("cifar_fs")
 
@@ -568,7 +568,7 @@ def test_other_ways_to_compress(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as to:
         to.writestr("x.npy", b"")
     with (tmp_path / "a.npz").open("rb") as file:
-        assert archives.names(file) == ["x"]
+        assert archives.sizes(file) == {"x": 0}
         with pytest.raises(ValueError, match=r"x.npy compressed by method 14"):
             archives.read(file, ["x"], most=100)
 
