@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 import companion as package
 from companion import claims, cli, records
+from companion.diagnosis import task_files
 from companion.experiments import EXPERIMENTS
 
 
@@ -222,3 +225,37 @@ def test_diagnose_refuses(tmp_path: Path, here: Callable[..., tuple[int, str]], 
     assert said.startswith("companion: ")
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_diagnose_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            here: Callable[..., tuple[int, str]]) -> None:
+    """A small file may unpack to any size: it is refused before it is read."""
+    monkeypatch.setattr(task_files, "_MOST", 2**24)
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, x=np.zeros((200, 1000, 12)), y=np.zeros((200, 1000)),
+                        more=np.zeros(10))
+    assert file.stat().st_size < 30_000
+    tracemalloc.start()
+    code, said = here("diagnose", str(file))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (code, said) == (2, f"companion: {file} must hold at most 16 MiB, got 20 MiB; take "
+                            "fewer tasks or samples, or give arrays to companion.diagnose\n")
+    assert most < 2**20
+    table = tmp_path / "x.csv"
+    table.write_bytes(b"task,a,y\n" + b"1,2,3\n" * 3_000_000)
+    code, said = here("diagnose", str(table))
+    assert (code, "x.csv must hold at most 16 MiB, got 17 MiB; take fewer" in said) == (2, True)
+
+
+def test_diagnose_takes_a_header_at_its_word_only_if_it_fits(
+        tmp_path: Path, here: Callable[..., tuple[int, str]]) -> None:
+    file = tmp_path / "x.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, shape in (("x", (10**6, 10**3, 3)), ("y", (10**6, 10**3))):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array_header_1_0(
+                    member, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    code, said = here("diagnose", str(file))
+    assert code == 2
+    assert "(x.npy of 0 bytes for float64 (1000000, 1000, 3)); write it with numpy.savez" in said

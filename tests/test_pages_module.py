@@ -1,6 +1,7 @@
 """What chapters tell: glued numbers, tables of tidy frames, boxes of claims, and their colours."""
 
 import re
+from html import escape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -170,6 +171,54 @@ def test_the_ledger_has_a_card_a_claim(shown: None) -> None:
     assert "True" not in html
     assert 'word untested">untested' in two
     assert 'word inconclusive">inconclusive' in two
+
+
+EVIL = """"><script>alert('x')</script>&"""
+
+
+def test_nothing_of_a_record_becomes_markup() -> None:
+    """A provenance may be from anybody."""
+    origin = {"started": "2026-01-02T03:04:05+00:00", "device": EVIL, "processor": EVIL,
+              "threads": EVIL, "seconds": 93.0, "points": 7, "points_before": 0,
+              "experiment": EVIL, "profile": EVIL}
+    html = pages.provenance(Record(pd.DataFrame({"seed": [3]}), origin)).data
+    assert html.count("<") == 4  # of the paragraph and of the command
+    assert f"companion run {escape(EVIL)} --profile {escape(EVIL)}</code>" in html
+
+
+def test_nothing_of_a_claim_becomes_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = claims.Part(EVIL, Interval(1.2345, 1.1, 1.4), EVIL, {EVIL: "supported", "b": "mixed"},
+                       name=EVIL, scope=EVIL, criterion=EVIL, links={EVIL: "depth/x#thm-x"},
+                       source=EVIL, device=EVIL, date=EVIL)
+    evil = claims.Verdict(EVIL, "D", EVIL, "book/depth/shallow", (part,))
+    monkeypatch.setattr(claims, "evaluate", lambda profile, ident=None: [evil])
+    for html in (pages.ledger().data, pages.summary().data, pages.verdict(EVIL).data):
+        assert "<script" not in html.lower()
+        kinds = {tag.partition(" ")[0].strip("/") for tag in re.findall("<(.*?)>", html)}
+        assert kinds <= {"section", "h3", "p", "a", "div", "span", "strong", "em", "br", "li", "ul",
+                         "details", "summary"}
+        for name, value in re.findall(r'(\w+)="(.*?)"', html):
+            assert name in ("class", "id", "href")
+            assert not set(value) & set("<>'")
+
+
+@pytest.mark.parametrize("target", ["javascript:alert(1)", "https://example.org/x", "//example.org",
+                                    "../x", "/x", "depth/x#a#b", 'x"onclick="y', "", "x#", "a b",
+                                    "depth/x\n"])
+def test_links_of_claims_stay_in_the_book(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    for links, chapter in (({"Theorem": target}, "book/x"), ({}, f"book/{target}")):
+        part = claims.Part("proved", name="a", scope="b", criterion="c", links=links)
+        made = claims.Verdict("D1", "D", "Depth.", chapter, (part,))
+        monkeypatch.setattr(claims, "evaluate", lambda profile, made=made: [made])
+        with pytest.raises(ValueError, match="a link of a claim must be page#label, both of let"):
+            pages.ledger()
+
+
+def test_nothing_in_a_table_becomes_markup() -> None:
+    rows = pd.DataFrame([{"kind": EVIL, "model": EVIL, "value": 2.0, "low": 1.0, "high": 3.0}])
+    html = pages.pivot(rows, ["kind"], "model", lambda row: EVIL, caption=EVIL).data
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 4  # caption, head, line, cell
 
 
 def test_the_ledger_in_small_has_a_line_a_claim(shown: None) -> None:

@@ -75,7 +75,7 @@ def provenance(record: Record) -> HTML:
                        records.processors(origin), f"threads: {origin['threads']}",
                        records.took(origin), *_origin_remark(origin)])
     command = f"companion run {origin['experiment']} --profile {origin['profile']}"
-    return HTML(f'<p class="made">Made by <code>{command}</code>: {escape(facts)}.</p>')
+    return HTML(f'<p class="made">Made by <code>{escape(command)}</code>: {escape(facts)}.</p>')
 
 
 def _origin_remark(origin: Mapping[str, Any]) -> list[str]:
@@ -90,15 +90,15 @@ def verdict(ident: str, profile: str = "full") -> HTML:
     items = "".join(f"<li>{_asked(part)}<br><em>Criterion:</em> {escape(part.criterion)}<br>"
                     f"{_outcome(part)}</li>" for part in claim.parts)
     return HTML('<div class="admonition claim"><p class="admonition-title">Claim '
-                f"{ident}: {escape(claim.statement)}</p><ul>{items}</ul></div>")
+                f"{escape(ident)}: {escape(claim.statement)}</p><ul>{items}</ul></div>")
 
 
 def ledger() -> HTML:
     """A card for every claim, each part in full beside quick, with links from book/ledger."""
     return HTML("".join(
-        f'<section class="claim-card" id="claim-{full.id.lower()}"><h3>{full.id}</h3><p>'
-        f'{escape(full.statement)} <a href="{full.chapter.removeprefix("book/")}.html">Chapter</a>'
-        f'</p>{"".join(map(_row, full.parts, quick.parts))}</section>'
+        f'<section class="claim-card" id="{_anchor(full.id)}"><h3>{escape(full.id)}</h3><p>'
+        f'{escape(full.statement)} <a href="{_page(full.chapter.removeprefix("book/"))}">Chapter'
+        f'</a></p>{"".join(map(_row, full.parts, quick.parts))}</section>'
         for full, quick in zip(claims.evaluate("full"), claims.evaluate("quick"), strict=True)))
 
 
@@ -106,18 +106,31 @@ def summary() -> HTML:
     """The ledger in small: a line a claim, with the words of its parts, linked from the front page
     to the ledger's cards."""
     lines = "".join(
-        f'<li><a href="book/ledger.html#claim-{claim.id.lower()}">{claim.id}</a> '
+        f'<li><a href="book/ledger.html#{_anchor(claim.id)}">{escape(claim.id)}</a> '
         f"{escape(claim.statement)}<br>" + " ".join(
-            f'<span class="word {part.word}">{escape(part.name)}: {part.word}</span>'
+            f'<span class="word {escape(part.word)}">{escape(f"{part.name}: {part.word}")}</span>'
             for part in claim.parts) + "</li>" for claim in claims.evaluate("full"))
     return HTML(f'<ul class="ledger-small">{lines}</ul>')
 
 
+def _anchor(ident: str) -> str:
+    return f"claim-{escape(ident.lower())}"
+
+
+def _page(target: str) -> str:
+    """The link to a page of the book or a label in it, from the pages beside the ledger. ValueError
+    unless ``target`` is page#label: only what is below these pages, and no other scheme."""
+    require(re.fullmatch(r"[\w-]+(/[\w-]+)*(#[\w-]+)?", target) is not None, "a link of a claim",
+            "be page#label, both of letters, digits, - and _", repr(target), "see claims.yml")
+    page, mark, label = target.partition("#")
+    return f"{page}.html{mark}{label}"
+
+
 def _row(full: Part, quick: Part) -> str:
-    links = {target.replace("#", ".html#"): text for text, target in full.links.items()}
-    links |= {f"../results/{part.source}/provenance.json": f"Record: {part.source}, {part.date}, "
-              f"{part.device}" for part in (full, quick) if part.source}
-    told = " · ".join(f'<a href="{target}">{escape(text)}</a>' for target, text in links.items())
+    links = [(_page(target), text) for text, target in full.links.items()]
+    links += [(f"../results/{part.source}/provenance.json", f"Record: {part.source}, {part.date}, "
+               f"{part.device}") for part in (full, quick) if part.source]
+    told = " · ".join(f'<a href="{escape(target)}">{escape(text)}</a>' for target, text in links)
     return (f'<div class="claim-part"><div>{_asked(full)}<details><summary>criterion of '
             f"{escape(full.name)}</summary>{escape(full.criterion)}</details></div>"
             f"<div><em>full:</em> {_outcome(full)}</div><div><em>quick:</em> {_outcome(quick)}"
@@ -151,4 +164,5 @@ def _outcome(part: Part) -> str:
              if word in words and len(words) > 1]
     if part.detectable is not None:
         told.append(f"An effect of {part.detectable:.2g} would have been seen with 80 % power")
-    return f'<span class="word {part.word}">{part.word}</span> {"<br>".join(map(escape, told))}'
+    word = escape(part.word)
+    return f'<span class="word {word}">{word}</span> {"<br>".join(map(escape, told))}'

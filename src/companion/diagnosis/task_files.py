@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from companion import archives
 from companion.checks import require
 from companion.errors import DataError, MissingData
 
-_MOMENTS, _SAMPLES = ("covariances", "optima"), ("x", "y")
+_MOMENTS, _SAMPLES, _MORE = ("covariances", "optima"), ("x", "y"), ("weights", "groups")
+_MOST = 2**30  # bytes of the arrays or of the table: more is a matter for a program of one's own
 
 
 def read(path: Path, *, task: str = "task", target: str = "y") -> dict[str, Any]:
     """The tasks in a file. An ``.npz`` has arrays ``covariances`` and ``optima``, or ``x`` [task,
     sample, d] and ``y`` [task, sample], and maybe ``weights`` and ``groups`` [task]. A ``.csv`` has
     a row a sample, with the column ``task`` that says of which one, ``target`` for its label, and
-    features in all the others. DataError: no such file (MissingData), or not one of these."""
+    features in all the others. Neither holds more than 1 GiB. DataError: no such file
+    (MissingData), too large a one, or not one of these."""
     if not path.is_file():
         raise MissingData(f"{path} must be a file, got none there; name an .npz or a .csv file")
     kinds = {".npz": lambda: _arrays(path), ".csv": lambda: _table(path, task, target)}
@@ -25,20 +27,32 @@ def read(path: Path, *, task: str = "task", target: str = "y") -> dict[str, Any]
     return kinds[path.suffix]()
 
 
+def _large(path: Path, size: int) -> DataError:
+    return DataError(f"{path} must hold at most {archives.mebibytes(_MOST)}, got "
+                     f"{archives.mebibytes(size)}; take fewer tasks or samples, or give arrays to "
+                     "companion.diagnose")
+
+
 def _arrays(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            sizes = archives.sizes(file)
+            wanted = [name for name in (*_MOMENTS, *_SAMPLES, *_MORE) if name in sizes]
+            if (total := sum(sizes[name] for name in wanted)) > _MOST:
+                raise _large(path, total)
+            held = archives.read(file, wanted, most=_MOST)
+    except DataError:
+        raise
     except Exception as error:  # a damaged archive raises zlib's, zipfile's, even tokenize's own
         raise DataError(f"{path} must be an .npz archive of numbers, got one that cannot be read "
                         f"({error}); write it with numpy.savez") from error
-    more = {name: held[name] for name in ("weights", "groups") if name in held}
+    more = {name: held[name] for name in _MORE if name in held}
     for names in (_MOMENTS, _SAMPLES):
         if set(names) <= held.keys():
             break
     else:
         raise DataError(f"{path} must hold covariances and optima, or x and y, got "
-                        f"{', '.join(held) or 'nothing'}; rename its arrays")
+                        f"{', '.join(sizes) or 'nothing'}; rename its arrays")
     if names == _MOMENTS:
         return {name: held[name] for name in names} | more
     x, y = held["x"], held["y"]
@@ -49,7 +63,11 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def _table(path: Path, task: str, target: str) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > _MOST:
+            raise _large(path, size)
         table = pd.read_csv(path)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:  # which pandas' own errors are
         raise DataError(f"{path} must be a table with a header, got one that cannot be read "
                         f"({error}); write it as comma-separated values") from error

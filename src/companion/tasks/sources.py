@@ -1,14 +1,17 @@
 """Images for few-shot tasks, from any source: classes, their groups, and splits of classes."""
 
+import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from companion import paths
+from companion import paths, provenance
 from companion.checks import require
 from companion.errors import DataError, RecordError
 from companion.files import write_atomically
@@ -49,6 +52,18 @@ def _source(name: str, classes: Classes, split: Sequence[str]) -> Source:
                   tuple(classes.group_names), _splits(split))
 
 
+def fingerprint(source: Source) -> str:
+    """The SHA-256 of all that a source is: its names, sizes, groups, splits, and every pixel."""
+    told = {"name": source.name, "shape": list(source.images.shape),
+            "dtype": str(source.images.dtype), "classes": source.class_names,
+            "groups": source.group_names, "sizes": source.sizes.tolist(),
+            "group": source.group.tolist(),
+            "splits": {name: numbers.tolist() for name, numbers in source.splits.items()}}
+    total = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    total.update(source.images.cpu().contiguous().numpy().data)
+    return total.hexdigest()
+
+
 def _whole_groups(name: str, classes: Classes, *sizes: int) -> Source:
     """``sizes`` groups for training and validation, the rest for test, in a fixed order."""
     place = np.argsort(stream(0, f"sources/{name}").permutation(len(classes.group_names)))
@@ -72,16 +87,39 @@ def within_groups(source: Source, shares: tuple[float, float, float] = (0.5, 0.2
     return source._replace(splits=_splits(split.tolist()))
 
 
+def _hash(parts: Sequence[Any]) -> str:
+    """The SHA-256 of arrays: of their types, shapes and contents."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
+    return total.hexdigest()
+
+
+def _kept(path: Path, samples: int) -> list[Any]:
+    """The glyphs in the cache; DataError unless they are there as they were drawn."""
+    most, remedy = 4096 * samples * glyphs.SIDE**2, "remove it"  # twice what there are
+    try:
+        with path.open("rb") as file:
+            *parts, stated = readers.arrays(file, path, *Classes._fields, "sha256", most=most,
+                                            remedy=remedy)
+    except OSError as error:
+        raise DataError(f"{path} must be readable, got {error}; {remedy}") from error
+    if stated.tolist() != _hash(parts):
+        raise DataError(f"{path} must have the hash it states, got another; {remedy}")
+    return parts
+
+
 def _glyphs(samples: int = 20) -> Source:
-    """Drawn once and kept in the cache, under a name that tells the drawing program and font."""
+    """Drawn once and kept in the cache, under a name that tells what drew them."""
     path = paths.cache() / f"glyphs-{samples}-{glyphs.version()}.npz"
     try:
-        parts = readers.arrays(path, *Classes._fields)
-    except DataError:  # none there yet, or a damaged one
+        parts = _kept(path, samples)
+    except DataError:  # none there yet, or a damaged or altered one: nobody needs to know
         _, characters, alphabet, alphabets = glyphs.characters()
         parts = [glyphs.draw(samples), alphabet, np.array(characters), np.array(alphabets)]
         buffer = io.BytesIO()
-        np.savez(buffer, **dict(zip(Classes._fields, parts, strict=True)))  # type: ignore[arg-type]
+        np.savez(buffer, sha256=np.array(_hash(parts)),
+                 **dict(zip(Classes._fields, parts, strict=True)))
         with suppress(RecordError):  # a cache that cannot be written is no error
             write_atomically(path, buffer.getvalue())
     classes = Classes(list(parts[0][:, :, None]), *(part.tolist() for part in parts[1:]))
@@ -109,11 +147,24 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "mini_imagenet": _mini_imagenet}
 
 
+_READ: dict[str, tuple[object, Source, str]] = {}  # the one read last: of which files, and its hash
+
+
 def load(name: str) -> Source:
     """The source of that name: glyphs, omniglot, cifar_fs, fc100 or mini_imagenet. Glyphs are drawn
-    (see :mod:`companion.tasks.glyphs`), the others read from files. Glyphs and Omniglot are split
-    by alphabet (60/15/25 %, and 20/3/7), CIFAR-FS and FC100 as published. ValueError: an unknown
-    name. DataError: a file is damaged, or missing (MissingData)."""
+    (see :mod:`companion.tasks.glyphs`), the others read from files: the published ones of the
+    hashes in files.yml, no other, and the user's own of mini_imagenet. Glyphs and Omniglot are
+    split by alphabet (60/15/25 %, and 20/3/7), CIFAR-FS and FC100 as published. What is read is
+    noted in :mod:`companion.provenance` by its :func:`fingerprint`, and kept until another is asked
+    for or its files change. ValueError: an unknown name. DataError: a file is missing
+    (MissingData), damaged, or not the published one."""
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
-    return SOURCES[name]()
+    state = readers.state(name)  # before the files are read, so that a later change is seen
+    kept = _READ.get(name)
+    if kept is None or kept[0] != state:
+        _READ.clear()  # before the next one takes its memory
+        source = SOURCES[name]()
+        kept = _READ[name] = state, source, fingerprint(source)
+    provenance.note(name, kept[2])
+    return kept[1]
