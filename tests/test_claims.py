@@ -228,6 +228,16 @@ def test_one_claim_alone(book: Path) -> None:
         claims.evaluate(ident="X9")
 
 
+def test_every_criterion_that_came_after_its_run_stands_in_deviations() -> None:
+    text = (ROOT / "book" / "deviations.md").read_text(encoding="utf-8")
+    table = text.partition(":name: tbl-criteria-after")[2].partition(":::")[0]
+    listed = {name.strip() for line in table.splitlines()[3:]
+              for name in line.split("|")[1].split(",") if line.startswith("|")}
+    told = {f"{claim.id} {part.name}" for claim in claims.evaluate("full")
+            for part in claim.parts if part.remark}
+    assert listed == told
+
+
 def test_the_claims_of_the_papers() -> None:
     """Every claim is listed, its chapter exists, and its links lead to labels of the book."""
     entries = claims.listed()

@@ -150,7 +150,7 @@ def test_a_number_off_by_more_than_a_tenth_of_its_scatter_does_not_come_out() ->
         if passes:
             comes_out(moved, table, "shallow", "full")
         else:
-            with pytest.raises(AssertionError, match="risk_1: .* of what is allowed"):
+            with pytest.raises(AssertionError, match=r"risk_1: .* of what is allowed"):
                 comes_out(moved, table, "shallow", "full")
     for column, value in (("alpha", 0.123), ("risk_1", None)):
         moved = few.copy()

@@ -178,9 +178,8 @@ EVIL = """"><script>alert('x')</script>&"""
 
 def test_nothing_of_a_record_becomes_markup() -> None:
     """A provenance may be from anybody."""
-    origin = {"started": "2026-01-02T03:04:05+00:00", "device": EVIL, "processor": EVIL,
-              "threads": EVIL, "seconds": 93.0, "points": 7, "points_before": 0,
-              "experiment": EVIL, "profile": EVIL}
+    origin = {"device": EVIL, "threads": EVIL, "experiment": EVIL, "profile": EVIL,
+              "sittings": [SITTING | {"processor": EVIL, "started": EVIL, "commit": EVIL}]}
     html = pages.provenance(Record(pd.DataFrame({"seed": [3]}), origin)).data
     assert html.count("<") == 4  # of the paragraph and of the command
     assert f"companion run {escape(EVIL)} --profile {escape(EVIL)}</code>" in html

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from numbers import Integral
 from typing import Any
@@ -133,8 +134,8 @@ def _row(full: Part, quick: Part) -> str:
     told = " · ".join(f'<a href="{escape(target)}">{escape(text)}</a>' for target, text in links)
     return (f'<div class="claim-part"><div>{_asked(full)}<details><summary>criterion of '
             f"{escape(full.name)}</summary>{escape(full.criterion)}</details></div>"
-            f"<div><em>full:</em> {_outcome(full)}</div><div><em>quick:</em> {_outcome(quick)}"
-            f'</div><p class="links">{told}</p></div>')
+            f"<div><em>full:</em> {_outcome(full)}</div><div><em>quick:</em> "
+            f'{_outcome(replace(quick, remark=""))}</div><p class="links">{told}</p></div>')
 
 
 def _asked(part: Part) -> str:
@@ -164,5 +165,7 @@ def _outcome(part: Part) -> str:
              if word in words and len(words) > 1]
     if part.detectable is not None:
         told.append(f"An effect of {part.detectable:.2g} would have been seen with 80 % power")
+    if part.remark:
+        told.append(f"{part.remark.capitalize()}: see Deviations")
     word = escape(part.word)
     return f'<span class="word {word}">{word}</span> {"<br>".join(map(escape, told))}'
