@@ -1,6 +1,7 @@
 """The command line: what it refuses, and how."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,15 +15,17 @@ import pandas as pd
 import pytest
 
 import companion as package
-from companion import claims, cli, records
+from companion import claims, cli, experiment, records, runs
 from companion.diagnosis import task_files
 from companion.experiments import EXPERIMENTS
+from companion.records import Record
+from companion.tasks import downloads
 
 
-def companion(*arguments: str, results: Path) -> tuple[int, str]:
+def companion(*arguments: str, results: Path, **environment: str) -> tuple[int, str]:
     done = subprocess.run([sys.executable, "-m", "companion", *arguments], capture_output=True,
                           text=True, timeout=120,
-                          env=os.environ | {"COMPANION_RESULTS": str(results)})
+                          env=os.environ | {"COMPANION_RESULTS": str(results)} | environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -111,17 +114,162 @@ def test_verify_has_a_row_a_part(results: Path, here: Callable[..., tuple[int, s
     assert len(rows) == sum(len(entry["parts"]) for entry in claims.listed())
 
 
-@pytest.mark.parametrize("profile", ["quick", "full"])
-def test_verify_fails_where_any_record_is_altered(
-    results: Path, here: Callable[..., tuple[int, str]], profile: str
-) -> None:
-    where = results / "race" / profile
+def spoil(results: Path, name: str, profile: str) -> None:
+    """A record whose table has not the hash that is stated."""
+    where = results / name / profile
     where.mkdir(parents=True)
     (where / "table.csv").write_text("seed\n1\n")
     (where / "provenance.json").write_bytes(records.sealed({"key": "1"}, b"seed\n2\n"))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, profile: str, **provenance: object) -> None:
+    """A record of race at that profile, with whatever provenance."""
+    load = experiment.Experiment.load
+    monkeypatch.setattr(experiment.Experiment, "load", lambda self, of: (
+        Record(pd.DataFrame({"seed": [1]}), provenance) if (self.name, of) == ("race", profile)
+        else load(self, of)))
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_verify_names_a_record_that_is_altered_and_shows_the_rest(
+    results: Path, here: Callable[..., tuple[int, str]], profile: str
+) -> None:
+    """Exit 1. Claims that do not rest on it are settled: of the full profile all, where a quick
+    record is altered."""
+    spoil(results, "race", profile)
     code, said = here("verify")
     assert code == 1
-    assert "table.csv must have the hash" in said
+    assert "companion: a record cannot be used" in said
+    assert f"\n  race/{profile}: {results}/race/{profile}/table.csv must have the hash" in said
+    rows = [[cell.strip() for cell in line.split("│")[1:4]]
+            for line in said.splitlines() if line.startswith("│")]
+    assert ["L2", "zeros", "proved"] in rows
+    assert (["L1", "", "not usable"] in rows) == (profile == "full")
+    assert ["L1", "mixture", "proved"] in rows or profile == "full"
+
+
+@pytest.mark.parametrize("provenance", [{}, {"started": 5, "device": "cpu"}, {"started": None}])
+def test_verify_and_list_of_a_provenance_that_is_not_whole(
+    results: Path, here: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch,
+    provenance: dict[str, object]
+) -> None:
+    pretend(monkeypatch, "full", **provenance)
+    spoil(results, "shares", "quick")
+    code, said = here("verify")
+    assert code == 1
+    assert "companion: 2 records cannot be used" in said
+    assert "\n  claim L1: its provenance and table must be whole, got " in said
+    assert "\n  shares/quick: " in said
+    assert "│ proved" in said
+    code, said = here("list")
+    assert code == 0
+    assert said.count("not usable") == 2
+    assert "must be whole, got" in said
+    assert all(name in said for name in EXPERIMENTS)
+
+
+def test_brackets_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                here: Callable[..., tuple[int, str]]) -> None:
+    """Of a path, a provenance, or a user's own names: Rich takes [/x] for the end of a style."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    results = tmp_path / "[/x] [bold]"
+    monkeypatch.setenv("COMPANION_RESULTS", str(results))
+    spoil(results, "race", "full")
+    pretend(monkeypatch, "quick", started="[red][/y]", points=1, points_before=1)
+    code, said = here("list")
+    assert code == 0
+    assert f"not usable: {results}/race/full/table.csv must have" in said
+    assert "[red][/y], all points (1)" in said
+    code, said = here("verify")
+    assert code == 1
+    assert f"{results}/race/full/table.csv must have the hash" in said
+    x, y = regressions()
+    shown = package.diagnose(data=list(zip(x, y, strict=True)))
+    monkeypatch.setattr(type(shown), "rows", lambda found: [("[/x]", "[bold]", ":smile: [/]")])
+    np.savez(tmp_path / "b.npz", x=x, y=y)
+    code, said = here("diagnose", str(tmp_path / "b.npz"))
+    assert code == 0
+    assert all(text in said for text in ("│ [/x] ", "│ [bold] ", "│ :smile: [/] "))
+
+
+# what ends a command from outside
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX")
+@pytest.mark.parametrize(("line", "code", "said"), [
+    ("(sleep 1; companion --help; echo $? >&2) | true", 1, "what reads the output has closed it"),
+    ("companion list >&-; echo $? >&2", 2, "standard output must be open, got a closed one; send"),
+])
+def test_an_output_that_is_closed(tmp_path: Path, line: str, code: int, said: str) -> None:
+    command = line.replace("companion", f"{sys.executable} -m companion")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"COMPANION_RESULTS": str(tmp_path)})
+    first, last = done.stderr.splitlines()
+    assert first.startswith(f"companion: {said}")
+    assert last == str(code)
+
+
+@pytest.mark.parametrize("where", ["print", "table"])
+def test_a_reader_that_goes_away(results: Path, monkeypatch: pytest.MonkeyPatch,
+                                 capfd: pytest.CaptureFixture[str], where: str) -> None:
+    """As Rich and Typer meet it: each ends the process without a word."""
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "argv", ["companion", "list"])
+    if where == "print":
+        monkeypatch.setattr(cli, "_show", lambda table: print("x" * 100_000))
+    with os.fdopen(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == ("companion: what reads the output has closed it; the rest is not "
+                              "shown")
+
+
+def test_stderr_may_be_closed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not cli._watched()
+
+
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["run", "linear"], ["data", "glyphs"],
+                                     ["diagnose", "x.npz"]])
+def test_an_interrupt(results: Path, monkeypatch: pytest.MonkeyPatch,
+                      here: Callable[..., tuple[int, str]], command: list[str]) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    for of, name in ((experiment.Experiment, "load"), (claims, "listed"), (runs, "run"),
+                     (downloads, "locate"), (task_files, "read")):
+        monkeypatch.setattr(of, name, interrupted)
+    assert here(*command) == (130, "companion: interrupted\n")
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch, here: Callable[..., tuple[int, str]]) -> None:
+    """An installed package, of a user without a home."""
+    for variable in ("HOME", "USERPROFILE", "COMPANION_DATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what tells pathlib of it
+    monkeypatch.setattr(package.paths, "checkout", lambda: None)
+    code, said = here("data", "omniglot")
+    assert (code, said) == (2, "companion: a home folder must be known, got none; set HOME, or set "
+                            "COMPANION_RESULTS, COMPANION_DATA and COMPANION_CACHE to folders\n")
+
+
+@pytest.mark.parametrize(("name", "way"), [("nets.py", "cut"), ("nets.py", "none"),
+                                           ("tasks/files.yml", "none"),
+                                           ("tasks/cifar100.yml", "cut")])
+def test_a_damaged_installation(tmp_path: Path, name: str, way: str) -> None:
+    installed = tmp_path / "companion"
+    shutil.copytree(Path(package.__file__).parent, installed)
+    if way == "none":
+        (installed / name).unlink()
+    else:
+        (installed / name).write_text("x = (" if name == "nets.py" else "superclasses: [")
+    code, said = companion("list", results=tmp_path, PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert said.startswith("companion: the installation must be whole, got ")
+    assert Path(name).stem in said
+    assert said.endswith("; install it anew, as the README says\n")
 
 
 @pytest.mark.parametrize("command", [[], ["list"], ["run"], ["verify"], ["data"], ["diagnose"]])

@@ -4,6 +4,7 @@ import what they need, so that help and wrong calls are answered at once."""
 import math
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from companion import checks, errors, paths
 
@@ -20,10 +22,32 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                        "full --workers 2")
 
 
+_ODD = (KeyError, TypeError, AttributeError, ValueError)  # what a foreign provenance may raise
+
+
 def _show(table: Table) -> None:
     """Print a table; in a pipe, where no window has a width, its lines may be long."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     Console(width=160 if wide else None).print(table)
+
+
+def _add(table: Table, *cells: str | Text) -> None:
+    """Add a row of texts as they are: in a plain str, Rich takes [brackets] for its markup."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, errors.RecordError) else (
+        f"its provenance and table must be whole, got {error!r}")
+
+
+def _unusable(why: str = "") -> Text:
+    return Text.assemble(("not usable", "red"), f": {why}" if why else "")
+
+
+def _watched() -> bool:
+    """Whether somebody sees how far it is."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @app.command("list")
@@ -31,20 +55,20 @@ def show() -> None:
     """Every experiment, its profiles, and what is on record. Example: companion list"""
     from companion import experiments, records
 
+    paths.results()
     table = Table("experiment", "profile", "points", "record", "purpose")
     for name, experiment in experiments.EXPERIMENTS.items():
         for profile, config in experiment.profiles.items():
+            state: str | Text
             try:
                 provenance = experiment.load(profile).provenance
                 state = f"{records.started(provenance)}, {records.took(provenance)}"
             except errors.MissingRecord:
                 state = "none"
-            except errors.RecordError as error:
-                state = f"[red]not usable[/red]: {error}"
-            except (KeyError, TypeError) as error:
-                state = f"[red]not usable[/red]: its provenance must be whole, got {error!r}"
-            table.add_row(name, profile, str(len(experiment.points(config))), state,
-                          experiment.purpose)
+            except _ODD as error:
+                state = _unusable(_why(error))
+            _add(table, name, profile, str(len(experiment.points(config))), state,
+                 experiment.purpose)
     _show(table)
 
 
@@ -53,16 +77,38 @@ def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full")
     """Check every record and settle every claim anew. Example: companion verify"""
     from companion import claims, experiments
 
+    checks.require(profile in claims.PROFILES, "profile", f"be one of {', '.join(claims.PROFILES)}",
+                   repr(profile), "claims are settled from these")
+    paths.results()
+    entries, broken = claims.listed(), dict[str, str]()
     for experiment in experiments.EXPERIMENTS.values():
         for each in experiment.profiles:
-            with suppress(errors.MissingRecord):
+            try:
                 experiment.load(each)
+            except errors.MissingRecord:
+                pass
+            except _ODD as error:
+                broken[f"{experiment.name}/{each}"] = _why(error)
     table = Table("claim", "part", "verdict", "value", "95 %", "of what", "from")
-    for claim in claims.evaluate(profile):
+    for entry in entries:
+        try:
+            (claim,) = claims.evaluate(profile, entry["id"])
+        except _ODD as error:
+            by = sorted({f"{part['by']}/{profile}" for part in entry["parts"]} & broken.keys())
+            if not by:  # a whole record, of which something else is odd
+                broken[f"claim {entry['id']}"] = _why(error)
+            _add(table, entry["id"], "", _unusable(), "", "", "", ", ".join(by))
+            continue
         for part in claim.parts:
             numbers = part.interval.texts if part.interval else ("", "")
-            table.add_row(claim.id, part.name, part.word, *numbers, part.what, part.source or "")
+            _add(table, claim.id, part.name, part.word, *numbers, part.what, part.source or "")
     _show(table)
+    if broken:
+        told = "".join(f"\n  {name}: {why}" for name, why in broken.items())
+        raise errors.RecordError(f"{len(broken)} records cannot be used, and no claim that rests "
+                                 f"on them is settled:{told}" if len(broken) > 1 else
+                                 "a record cannot be used, and no claim that rests on it is "
+                                 f"settled:{told}")
 
 
 @app.command("run")
@@ -79,7 +125,7 @@ def run(name: Annotated[str, typer.Argument(help="which experiment: see `compani
     from companion import experiments, records, runs
 
     runs.run(experiments.get(name), profile, device=device, workers=workers, scheduler=scheduler,
-             fresh=fresh, progress=sys.stderr.isatty())
+             fresh=fresh, progress=_watched())
     print(f"The record is at {records.folder(name, profile)}")
 
 
@@ -89,7 +135,7 @@ def data(name: Annotated[str, typer.Argument(help="glyphs, omniglot, cifar_fs, f
     """Fetch or find the images of a source and check them. Example: companion data omniglot"""
     from companion.tasks import downloads
 
-    source = downloads.locate(name, progress=sys.stderr.isatty())
+    source = downloads.locate(name, progress=_watched())
     classes = ", ".join(f"{len(members)} to {split}" for split, members in source.splits.items())
     at = "drawn" if name == "glyphs" else f"under {paths.data()}"
     print(f"{name}: {len(source.images)} images of {len(source.sizes)} classes ({classes}), {at}")
@@ -123,7 +169,7 @@ def diagnose(
                       noise=noise, alpha=alpha, intercept=intercept)
     table = Table("what", "value", "95 %, or a remark")
     for row in found.rows():
-        table.add_row(*row)
+        _add(table, *row)
     Console().print(table)
     print(found.advice)
     if figure is not None:
@@ -134,15 +180,57 @@ def diagnose(
                              f"{error.strerror}; name another") from error
 
 
-def main() -> None:
-    """The command line; one line for what goes wrong. Exit 2: the call is wrong; 1: the run is."""
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _call() -> None:
+    """Run the command to its end, its output out of the buffers; tell what Typer and Rich end a
+    process for without a word."""
+    if sys.stdout is None:  # closed before the start: then some file of a record would be it
+        raise ValueError("standard output must be open, got a closed one; send it to a file, or to "
+                         "/dev/null")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except (SystemExit, OSError) as end:
+        for error in _behind(end):
+            if isinstance(error, BrokenPipeError):
+                with suppress(OSError, ValueError):  # what is left in buffers goes nowhere
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit("companion: what reads the output has closed it; the rest is not shown")
+            if isinstance(error, KeyboardInterrupt):
+                raise error from None
+        raise
+
+
+def main() -> None:
+    """The command line; one line for what goes wrong. Exit 2: the call is wrong; 1: the run is;
+    130: interrupted."""
+    try:
+        _call()
     except (errors.RecordError, errors.Unfinished) as error:
         sys.exit(f"companion: {error}")
+    except (ImportError, SyntaxError) as error:
+        sys.exit("companion: the installation must be whole, got "
+                 f"{type(error).__name__}: {error}; install it anew, as the README says")
     except ValueError as error:
         print(f"companion: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # as pathlib says it
+            raise
+        print("companion: a home folder must be known, got none; set HOME, or set "
+              "COMPANION_RESULTS, COMPANION_DATA and COMPANION_CACHE to folders", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("companion: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenExecutor:
         sys.exit("companion: a worker process was lost; finished points are kept, run again to go "
                  "on")

@@ -37,7 +37,11 @@ class Known(NamedTuple):
 
 
 def _table(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((files("companion.tasks") / name).read_text("utf-8")))
+    """A table beside this module; ImportError where it is damaged, as of the module itself."""
+    try:
+        return dict(yaml.safe_load((files("companion.tasks") / name).read_text("utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ImportError(f"{name} cannot be read: {error}") from error
 
 
 _TABLES, _FILES = _table("cifar100.yml"), _table("files.yml")
