@@ -207,13 +207,12 @@ def test_a_criterion_that_came_after_its_run_is_told(book: Path) -> None:
     assert settled().parts[1].remark == "criterion entered after the run"
 
 
-def test_claims_need_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_need_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a package that was copied without what its wheel carries."""
     monkeypatch.setattr(paths, "checkout", lambda: None)
-    with pytest.raises(RecordError, match="only a checkout has it"):
+    monkeypatch.setattr(paths, "_PACKAGED", tmp_path)
+    with pytest.raises(RecordError, match=r"claims\.yml must be a file, got none there; install"):
         claims.evaluate()
-    monkeypatch.delenv("COMPANION_RESULTS", raising=False)
-    with pytest.raises(ValueError, match="set COMPANION_RESULTS"):
-        paths.results()
 
 
 @pytest.mark.parametrize("profile", ["cpu", "huge"])

@@ -407,3 +407,7 @@ def test_diagnose_takes_a_header_at_its_word_only_if_it_fits(
     code, said = here("diagnose", str(file))
     assert code == 2
     assert "(x.npy of 0 bytes for float64 (1000000, 1000, 3)); write it with numpy.savez" in said
+
+
+def test_the_version(here: Callable[..., tuple[int, str]]) -> None:
+    assert here("--version") == (0, f"companion {package.__version__}\n")
