@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import companion as package
-from companion import claims, cli, experiment, records, runs
+from companion import claims, cli, criteria, experiment, provenance, records, runs
 from companion.diagnosis import task_files
 from companion.experiments import EXPERIMENTS
 from companion.records import Record
@@ -148,7 +148,7 @@ def test_verify_names_a_record_that_is_altered_and_shows_the_rest(
     assert ["L1", "mixture", "proved"] in rows or profile == "full"
 
 
-@pytest.mark.parametrize("provenance", [{}, {"started": 5, "device": "cpu"}, {"started": None}])
+@pytest.mark.parametrize("provenance", [{}, {"sittings": 5, "device": "cpu"}, {"sittings": []}])
 def test_verify_and_list_of_a_provenance_that_is_not_whole(
     results: Path, here: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch,
     provenance: dict[str, object]
@@ -158,7 +158,7 @@ def test_verify_and_list_of_a_provenance_that_is_not_whole(
     code, said = here("verify")
     assert code == 1
     assert "companion: 2 records cannot be used" in said
-    assert "\n  claim L1: its provenance and table must be whole, got " in said
+    assert "\n  race/full: its provenance and table must be whole, got " in said
     assert "\n  shares/quick: " in said
     assert "│ proved" in said
     code, said = here("list")
@@ -168,6 +168,26 @@ def test_verify_and_list_of_a_provenance_that_is_not_whole(
     assert all(name in said for name in EXPERIMENTS)
 
 
+def test_verify_tells_what_came_after_a_run(
+    here: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the committed records: a criterion in other words than then, and code that moved on."""
+    digest, now = criteria.digest, EXPERIMENTS["transplant"].load("full").provenance
+    monkeypatch.setattr(provenance, "code", lambda module: now["code"] if module.endswith(
+        "transplant") else "f" * 64)
+    rows = [line for line in here("verify")[1].splitlines() if "transplant/full" in line]
+    assert len(rows) == 1  # of the table: neither its code nor its criterion has changed
+    assert "criterion changed" not in rows[0]
+    monkeypatch.setattr(provenance, "code", lambda module: "f" * 64)
+    monkeypatch.setattr(criteria, "digest", lambda text: digest(text + "!"))
+    code, said = here("verify")
+    assert code == 0
+    told = said.partition("The code has moved on since these records were made: ")[2]
+    assert "transplant/full" in told
+    (row,) = [line for line in said.splitlines() if "transplant/full" in line and "│" in line]
+    assert "criterion changed after the run" in row
+
+
 def test_brackets_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                 here: Callable[..., tuple[int, str]]) -> None:
     """Of a path, a provenance, or a user's own names: Rich takes [/x] for the end of a style."""
@@ -175,11 +195,11 @@ def test_brackets_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     results = tmp_path / "[/x] [bold]"
     monkeypatch.setenv("COMPANION_RESULTS", str(results))
     spoil(results, "race", "full")
-    pretend(monkeypatch, "quick", started="[red][/y]", points=1, points_before=1)
+    pretend(monkeypatch, "quick", sittings=[{"started": "[red][/y]", "seconds": None}])
     code, said = here("list")
     assert code == 0
     assert f"not usable: {results}/race/full/table.csv must have" in said
-    assert "[red][/y], all points (1)" in said
+    assert "[red][/y], time unknown" in said
     code, said = here("verify")
     assert code == 1
     assert f"{results}/race/full/table.csv must have the hash" in said

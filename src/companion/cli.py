@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                        "full --workers 2")
 
 
-_ODD = (KeyError, TypeError, AttributeError, ValueError)  # what a foreign provenance may raise
+_ODD = (LookupError, TypeError, AttributeError, ValueError)  # what a foreign provenance may raise
 
 
 def _show(table: Table) -> None:
@@ -88,21 +88,23 @@ def show() -> None:
 @app.command("verify")
 def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full") -> None:
     """Check every record and settle every claim anew. Example: companion verify"""
-    from companion import claims, experiments
+    from companion import claims, experiments, provenance
 
     checks.require(profile in claims.PROFILES, "profile", f"be one of {', '.join(claims.PROFILES)}",
                    repr(profile), "claims are settled from these")
     paths.results()
-    entries, broken = claims.listed(), dict[str, str]()
+    entries, broken, moved = claims.listed(), dict[str, str](), list[str]()
     for experiment in experiments.EXPERIMENTS.values():
         for each in experiment.profiles:
             try:
-                experiment.load(each)
+                code = experiment.load(each).provenance["code"]
+                if code != provenance.code(experiment.measure.__module__):
+                    moved.append(f"{experiment.name}/{each}")
             except errors.MissingRecord:
                 pass
             except _ODD as error:
                 broken[f"{experiment.name}/{each}"] = _why(error)
-    table = Table("claim", "part", "verdict", "value", "95 %", "of what", "from")
+    table = Table("claim", "part", "verdict", "value", "95 %", "of what", "from", "remark")
     for entry in entries:
         try:
             (claim,) = claims.evaluate(profile, entry["id"])
@@ -110,12 +112,16 @@ def verify(profile: Annotated[str, typer.Option(help="quick or full")] = "full")
             by = sorted({f"{part['by']}/{profile}" for part in entry["parts"]} & broken.keys())
             if not by:  # a whole record, of which something else is odd
                 broken[f"claim {entry['id']}"] = _why(error)
-            _add(table, entry["id"], "", _unusable(), "", "", "", ", ".join(by))
+            _add(table, entry["id"], "", _unusable(), "", "", "", ", ".join(by), "")
             continue
         for part in claim.parts:
             numbers = part.interval.texts if part.interval else ("", "")
-            _add(table, claim.id, part.name, part.word, *numbers, part.what, part.source or "")
+            _add(table, claim.id, part.name, part.word, *numbers, part.what, part.source or "",
+                 part.remark)
     _show(table)
+    if moved:
+        print(f"The code has moved on since these records were made: {', '.join(moved)}. They stay "
+              "valid as long as their cheap points come out again, which the tests check.")
     if broken:
         told = "".join(f"\n  {name}: {why}" for name, why in broken.items())
         raise errors.RecordError(f"{len(broken)} records cannot be used, and no claim that rests "

@@ -97,8 +97,8 @@ class _Limited(io.BufferedWriter):
     def announced(self, response: Any, **_: object) -> None:
         """Refuse a response that is too long by its own word, before any of it is read."""
         self._responses.append(response)
-        if response.ok and int(response.headers.get("Content-Length", 0)) > self._most:
-            raise _TooLong(f"more than the {self._most:,} bytes published")
+        if response.ok and (size := int(response.headers.get("Content-Length", 0))) > self._most:
+            raise _TooLong(f"{size:,} bytes where {self._most:,} are published")
 
     def write(self, data: Any) -> int:
         """Write all of it, unless that is more than the limit."""
