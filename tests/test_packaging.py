@@ -64,8 +64,8 @@ def companion(installed: Path, *arguments: str) -> tuple[int, str]:
     """The command of the unpacked wheel, started elsewhere."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COMPANION_")}
     done = subprocess.run([sys.executable, "-m", "companion", *arguments], cwd=installed.parent,
-                          env=kept | {"PYTHONPATH": str(installed)}, capture_output=True,
-                          encoding="utf-8", timeout=300)
+                          env=kept | {"PYTHONPATH": str(installed), "COLUMNS": "999"},
+                          capture_output=True, encoding="utf-8", timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -86,7 +86,7 @@ def test_an_installed_package_finds_an_altered_record(installed: Path) -> None:
     finally:
         table.write_bytes(sound)
     assert code == 0
-    assert f"{table} must have the hash" in " ".join(said.replace("│", " ").split())
+    assert f"{table} must have the hash" in said
 
 
 def test_an_installed_package_is_not_written_to(installed: Path) -> None:
