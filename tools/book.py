@@ -57,7 +57,8 @@ def channels(folder: Path) -> dict[str, str]:
 def chapters() -> list[Path]:
     """The pages of book/ that declare a kernel."""
     heads = {
-        path: path.read_text().split("\n---\n")[0] for path in sorted((ROOT / "book").rglob("*.md"))
+        path: path.read_text(encoding="utf-8").split("\n---\n")[0]
+        for path in sorted((ROOT / "book").rglob("*.md"))
     }
     return [path
             for path, head in heads.items() if head.startswith("---\n") and "\nkernelspec:" in head]
@@ -135,7 +136,7 @@ def execute(source: Path, target: Path, profile: str) -> float:
             extra_arguments=["--log-level=CRITICAL"])
         notebook = clean(nbformat.read(after, 4))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(nbformat.writes(notebook, version=4) + "\n")
+    target.write_text(nbformat.writes(notebook, version=4) + "\n", encoding="utf-8")
     return time.monotonic() - started
 
 
@@ -154,7 +155,7 @@ def execute_stale(stage: Path, profile: str, jobs: int, *, fresh: bool = False) 
     def done(source: Path) -> bool:
         return (targets[source].exists()
                 and key_file(source).exists()
-                and key_file(source).read_text() == keys[source])
+                and key_file(source).read_text(encoding="utf-8") == keys[source])
 
     stale = [source for source in targets if fresh or not done(source)]
     if not stale:
@@ -172,7 +173,7 @@ def execute_stale(stage: Path, profile: str, jobs: int, *, fresh: bool = False) 
             source = running[future]
             try:
                 seconds[source] = future.result()
-                key_file(source).write_text(keys[source])
+                key_file(source).write_text(keys[source], encoding="utf-8")
             except (
                 Exception
             ) as error:  # the other chapters go on; all failures are shown at the end
@@ -243,13 +244,13 @@ def build(profile: str, jobs: int) -> Path:
     stage_pages(stage)
     stamp, index = html.parent / "html.key", html / "index.html"
     key = digest([*machinery(), *(path for path in stage.rglob("*") if path.is_file())])
-    if not (index.exists() and stamp.exists() and stamp.read_text() == key):
+    if not (index.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key):
         stamp.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=html.parent) as scratch:
             made = sphinx(stage, Path(scratch), "html")
             shutil.rmtree(html, ignore_errors=True)
             shutil.move(made, html)
-        stamp.write_text(key)
+        stamp.write_text(key, encoding="utf-8")
     return index
 
 
@@ -258,7 +259,7 @@ def sphinx(stage: Path, scratch: Path, builder: str) -> Path:
     program = Path(sys.executable).parent / "jupyter-book"
     flags = ["--path-output", str(scratch), "--builder", builder, "-W", "--keep-going", "-n",
              "--all", "--quiet"]
-    done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
+    done = subprocess.run([program, "build", stage, *flags], capture_output=True, encoding="utf-8")
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see the "
                  f"lines above.")
@@ -286,7 +287,8 @@ def pdf(profile: str, jobs: int) -> Path:
     with (tempfile.TemporaryDirectory(dir=html.parent) as scratch, sync_playwright() as playwright,
           playwright.chromium.launch(executable_path=program, args=BROWSER) as browser):
         index = sphinx(stage, Path(scratch), "singlehtml") / "index.html"
-        index.write_text(index.read_text().replace('href="index.html#', 'href="#'))
+        text = index.read_text(encoding="utf-8")
+        index.write_text(text.replace('href="index.html#', 'href="#'), encoding="utf-8")
         page = browser.new_page(viewport={"width": PAPER, "height": 1000})
         page.emulate_media(media="print", color_scheme="light")  # before formulas are fitted
         page.goto(index.as_uri(), wait_until="load")
