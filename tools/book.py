@@ -61,9 +61,9 @@ def environment() -> dict[str, str]:
     own = ROOT / "_build" / "home"
     names = {"MPLCONFIGDIR": "matplotlib", "IPYTHONDIR": "ipython", "JUPYTER_DATA_DIR": "data",
              "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime"}
+    own.mkdir(parents=True, exist_ok=True)  # IPython warns of one that is not there
     places = {name: str(own / folder) for name, folder in names.items()}
     if not os.path.isdir(os.path.expanduser("~")):  # none, or an unknown user's
-        own.mkdir(parents=True, exist_ok=True)
         places["HOME"] = str(own)
     return ENVIRONMENT | places
 
