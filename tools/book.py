@@ -187,8 +187,6 @@ def _worker(folder: str) -> None:
     """A worker ends with its parent, however that ended, and its kernel with it; Ctrl-C is the
     parent's to answer. Its temporary files lie in a folder that the parent removes."""
     tempfile.tempdir = folder
-    # not SIG_IGN, which a kernel would inherit
-    signal.signal(signal.SIGINT, lambda *_: None)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
