@@ -161,11 +161,11 @@ def test_no_home_and_a_long_path_for_temporary_files(
 
 
 def children(of: int) -> list[int]:
-    """The processes that a process started, and those that these did."""
-    said = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in said.splitlines()]
-    found = [pid for pid, parent in pairs if parent == of]
-    return found + [pid for child in found for pid in children(child)]
+    """The processes that a process started."""
+    found = Path("/proc").glob("[0-9]*/stat")
+    parents = {int(path.parent.name): int(path.read_text().rsplit(")", 1)[1].split()[1])
+               for path in found if alive(int(path.parent.name))}
+    return [pid for pid, parent in parents.items() if parent == of]
 
 
 def alive(pid: int) -> bool:
@@ -207,9 +207,16 @@ def test_a_build_that_ends_early_leaves_no_process(root: Path, how: str, brief: 
     until = time.monotonic() + 60
     while not (root / "started").exists() and time.monotonic() < until:
         time.sleep(0.1)
-    started = children(build.pid)
-    assert len(started) >= 2  # a worker and its kernel
+    workers = children(build.pid)
+    kernels = [pid for worker in workers for pid in children(worker)]
+    started = workers + kernels
+    assert kernels
     if how == "SIGINT":
+        for worker in workers:  # for them it means nothing, whatever they are about
+            os.kill(worker, signal.SIGINT)
+        time.sleep(0.5)
+        assert build.poll() is None
+        assert all(map(alive, started))
         os.killpg(build.pid, signal.SIGINT)
     else:
         os.kill(build.pid, signal.SIGKILL)
