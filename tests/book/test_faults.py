@@ -160,19 +160,23 @@ def test_no_home_and_a_long_path_for_temporary_files(
     assert cell.outputs[0].text == f"{root / '_build' / 'home'}\n"
 
 
+def state(pid: int) -> tuple[str, int]:
+    """The letter and the parent of a process; of one that is gone, those of a zombie."""
+    try:
+        letter, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z", 0
+    return letter, int(parent)
+
+
 def children(of: int) -> list[int]:
     """The processes that a process started."""
-    found = Path("/proc").glob("[0-9]*/stat")
-    parents = {int(path.parent.name): int(path.read_text().rsplit(")", 1)[1].split()[1])
-               for path in found if alive(int(path.parent.name))}
-    return [pid for pid, parent in parents.items() if parent == of]
+    every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in every if state(pid)[1] == of]
 
 
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid)[0] != "Z"
 
 
 @pytest.fixture
