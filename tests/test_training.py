@@ -126,7 +126,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
 @pytest.fixture
 def plain_kernels(failures: list[Exception], monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     """The compiler's graphs by plain kernels, which are quick to have. Its own kernels are seen by
-    one test here, and by `make bench-check`."""
+    one test here, by `make bench-check`, and for larger networks by `make bench-check-peers`."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     return failures
 

@@ -401,7 +401,7 @@ def nbval(names: list[Path], jobs: int, variables: dict[str, str]) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env",
                "--nbval-cell-timeout=600", "-n", str(jobs), "--dist", "loadfile", "-p",
                "no:cacheprovider", "-p", "unix_sockets", *map(str, names)]
-    path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     variables = environment() | variables | {"PYTHONPATH": path.rstrip(os.pathsep)}
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode
 

@@ -115,6 +115,42 @@ def test_what_is_no_longer_as_it_was_made_is_made_again(root: Path, pages: list[
     assert {path: path.read_bytes() for path in book.files(root / "_build")} == made
 
 
+def test_committed_notebooks_are_compared_by_their_bytes_then_by_nbval(
+    root: Path, pages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that differ are executed again as on this processor, all as on another."""
+    ran: list[tuple[list[str], dict[str, str]]] = []
+
+    def nbval(names: list[Path], jobs: int, variables: dict[str, str]) -> int:
+        ran.append(([name.stem for name in names], variables))
+        return 0 if variables else 1
+
+    monkeypatch.setattr(book, "nbval", nbval)
+    chapter(root, "two", "print(2)\n")
+    book.refresh_notebooks(1, fresh=False)
+    assert book.check(1) == 0
+    assert ran == [(["one", "two"], book.OTHER_MACHINE)]
+    for harm in (lambda p: p.write_bytes(p.read_bytes() + b"\n"), Path.unlink):
+        ran.clear()
+        harm(root / "book" / "two.ipynb")
+        assert book.check(1) == 1
+        assert ran == [(["two"], {}), (["one", "two"], book.OTHER_MACHINE)]
+
+
+@pytest.mark.parametrize("fault", ["", "output", "error"])
+def test_nbval_finds_an_output_that_does_not_come_out(root: Path, fault: str) -> None:
+    source = root / "book" / "one.md"
+    book.execute(source, source.with_suffix(".ipynb"), "quick")
+    notebook = nbformat.read(source.with_suffix(".ipynb"), 4)
+    if fault == "output":
+        notebook.cells[1].outputs[0].text = "1.0000001\n"
+    if fault == "error":
+        notebook.cells[1].source = "1 / 0"
+    nbformat.write(notebook, source.with_suffix(".ipynb"))
+    code = book.nbval([Path("book/one.ipynb")], 1, book.OTHER_MACHINE)
+    assert code == (1 if fault else 0)
+
+
 def test_a_pdf_is_printed_anew_only_where_it_must(root: Path, pages: list[str],
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     book.build("quick", 1)
