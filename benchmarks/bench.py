@@ -251,7 +251,7 @@ def render(results: Path = RESULTS) -> str:
         "",
     ]
     for path in sorted(results.glob("*.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         rows = result["contestants"]
         best = min(row["median_us"] for name, row in rows.items() if name.startswith("companion"))
         where = (result["machine"]["gpu"]
@@ -277,9 +277,10 @@ def render(results: Path = RESULTS) -> str:
 def put_tables() -> None:
     """Write the rendered tables between the marks of the pages."""
     for page in PAGES:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         head, rest = text.split(BEGIN)
-        page.write_text(f"{head}{BEGIN}\n\n{render()}\n\n{END}{rest.split(END)[1]}")
+        page.write_text(f"{head}{BEGIN}\n\n{render()}\n\n{END}{rest.split(END)[1]}",
+                        encoding="utf-8")
 
 
 def main() -> None:
@@ -314,7 +315,8 @@ def main() -> None:
             continue
         result = {"machine": machine(work.device), **measure(work, arguments.seconds)}
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{work.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (RESULTS / f"{work.name}.json").write_text(json.dumps(result, indent=2) + "\n",
+                                               encoding="utf-8")
         print(f"{work.name}: done", flush=True)
     put_tables()
     print(render())

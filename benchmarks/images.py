@@ -100,7 +100,8 @@ def main() -> None:
     result = {"machine": machine(device), "rounds": ROUNDS,
               **dict(zip(("runs", "episodes"), size(device), strict=True)), "rows": rows}
     TARGET.mkdir(parents=True, exist_ok=True)
-    (TARGET / f"cnn-{device}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (TARGET / f"cnn-{device}.json").write_text(json.dumps(result, indent=2) + "\n",
+                                             encoding="utf-8")
 
 
 if __name__ == "__main__":

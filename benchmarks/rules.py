@@ -57,10 +57,10 @@ def peak(rule: str, steps: int, adapting: bool) -> float:
     step, _, _ = prepared(rule, steps, adapting, compiled=False)
 
     def held(kind: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before = held("VmRSS")
     step()
     return held("VmHWM") - before
@@ -96,7 +96,8 @@ def main() -> None:
     rows = []
     for case, modes in found.items():
         command = [sys.executable, __file__, "--peak", *map(str, case)]
-        memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        memory = float(subprocess.run(command, check=True, capture_output=True,
+                                      encoding="utf-8").stdout)
         times = {f"{mode}_us": statistics.median(taken[case, mode]) for mode in modes}
         least = {f"{mode}_least_us": min(taken[case, mode]) for mode in modes}
         rows.append(dict(zip(("rule", "steps", "adapting"), case, strict=True))
@@ -104,7 +105,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine("cpu"), "rounds": ROUNDS, "rows": rows}
-    TARGET.write_text(json.dumps(result, indent=2) + "\n")
+    TARGET.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

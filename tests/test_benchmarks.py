@@ -26,7 +26,7 @@ def bench() -> ModuleType:
 
 @pytest.mark.parametrize("page", ["README.md", "book/reproduce.md"])
 def test_the_tables_are_those_of_the_results(bench: ModuleType, page: str) -> None:
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     shown = text.split(bench.BEGIN)[1].split(bench.END)[0].strip()
     assert shown == bench.render()
     assert len(list(bench.RESULTS.glob("*.json"))) >= 1
@@ -40,7 +40,7 @@ def test_a_table_shows_its_result(bench: ModuleType, tmp_path: Path) -> None:
     result = {"title": "a work", "contestants": rows,
               "machine": {"gpu": None, "cpu": "a processor", "cores": 2, "threads": 1,
                               "date": "2000-01-01"}}
-    (tmp_path / "work.json").write_text(json.dumps(result))
+    (tmp_path / "work.json").write_text(json.dumps(result), encoding="utf-8")
     lines = bench.render(tmp_path).splitlines()
     assert "**a work** (a processor, 2 cores; threads of each: 1; 2000-01-01):" in lines
     assert "| companion | 2 [1, 3] | 4 | 0.1 |" in lines
@@ -55,7 +55,8 @@ def test_the_difference_is_relative_and_over_common_runs(bench: ModuleType) -> N
 
 
 def test_a_step_with_linear_kfo_costs_at_most_two_plain_ones(bench: ModuleType) -> None:
-    result = json.loads((bench.RESULTS / "rules" / "two-layer-cpu.json").read_text())
+    path = bench.RESULTS / "rules" / "two-layer-cpu.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
     rows = {row["rule"]: row for row in result["rows"] if row["steps"] == 1}
     assert len(rows) == 7
     for column in ("plain_us", "plain_least_us", "compiled_us", "compiled_least_us"):

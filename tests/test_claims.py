@@ -67,7 +67,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def listing(root: Path, entries: object) -> None:
-    (root / "claims.yml").write_text(yaml.safe_dump(entries))
+    (root / "claims.yml").write_text(yaml.safe_dump(entries), encoding="utf-8")
 
 
 def settled(profile: str = "full") -> claims.Verdict:
@@ -207,13 +207,12 @@ def test_a_criterion_that_came_after_its_run_is_told(book: Path) -> None:
     assert settled().parts[1].remark == "criterion entered after the run"
 
 
-def test_claims_need_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_need_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a package that was copied without what its wheel carries."""
     monkeypatch.setattr(paths, "checkout", lambda: None)
-    with pytest.raises(RecordError, match="only a checkout has it"):
+    monkeypatch.setattr(paths, "_PACKAGED", tmp_path)
+    with pytest.raises(RecordError, match=r"claims\.yml must be a file, got none there; install"):
         claims.evaluate()
-    monkeypatch.delenv("COMPANION_RESULTS", raising=False)
-    with pytest.raises(ValueError, match="set COMPANION_RESULTS"):
-        paths.results()
 
 
 @pytest.mark.parametrize("profile", ["cpu", "huge"])
@@ -250,7 +249,7 @@ def test_the_claims_of_the_papers() -> None:
             assert part.get("links"), f"{entry['id']}/{part['name']} must have a link"
             for target in part["links"].values():
                 page, label = target.split("#")
-                text = (ROOT / "book" / f"{page}.md").read_text()
+                text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
                 named = rf"^( *name: |:label: |\(){re.escape(label)}\)?=?$"
                 assert re.search(named, text, re.MULTILINE), f"{target} must exist"
 
@@ -301,8 +300,8 @@ def test_a_part_has_its_word_from_its_own_record_alone(copy: Path) -> None:
 
 def test_a_committed_record_that_is_altered_is_refused(copy: Path) -> None:
     path = copy / "linear" / "full" / "provenance.json"
-    stated = json.loads(path.read_text())
-    path.write_text(json.dumps(stated | {"table_sha256": "0" * 64}))
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(stated | {"table_sha256": "0" * 64}), encoding="utf-8")
     with pytest.raises(RecordError, match=r"linear.*provenance\.json must have the hash"):
         claims.evaluate("full")
     path.write_bytes(records.sealed(stated, b"another table"))

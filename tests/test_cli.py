@@ -24,7 +24,7 @@ from companion.tasks import downloads
 
 def companion(*arguments: str, results: Path, **environment: str) -> tuple[int, str]:
     done = subprocess.run([sys.executable, "-m", "companion", *arguments], capture_output=True,
-                          text=True, timeout=120,
+                          encoding="utf-8", timeout=120,
                           env=os.environ | {"COMPANION_RESULTS": str(results)} | environment)
     return done.returncode, done.stdout + done.stderr
 
@@ -118,7 +118,7 @@ def spoil(results: Path, name: str, profile: str) -> None:
     """A record whose table has not the hash that is stated."""
     where = results / name / profile
     where.mkdir(parents=True)
-    (where / "table.csv").write_text("seed\n1\n")
+    (where / "table.csv").write_text("seed\n1\n", encoding="utf-8")
     (where / "provenance.json").write_bytes(records.sealed({"key": "1"}, b"seed\n2\n"))
 
 
@@ -222,7 +222,7 @@ def test_brackets_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ])
 def test_an_output_that_is_closed(tmp_path: Path, line: str, code: int, said: str) -> None:
     command = line.replace("companion", f"{sys.executable} -m companion")
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120,
+    done = subprocess.run(["sh", "-c", command], capture_output=True, encoding="utf-8", timeout=120,
                           env=os.environ | {"COMPANION_RESULTS": str(tmp_path)})
     first, last = done.stderr.splitlines()
     assert first.startswith(f"companion: {said}")
@@ -238,7 +238,7 @@ def test_a_reader_that_goes_away(results: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "argv", ["companion", "list"])
     if where == "print":
         monkeypatch.setattr(cli, "_show", lambda table: print("x" * 100_000))
-    with os.fdopen(write, "w") as gone:
+    with os.fdopen(write, "w", encoding="utf-8") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -284,7 +284,8 @@ def test_a_damaged_installation(tmp_path: Path, name: str, way: str) -> None:
     if way == "none":
         (installed / name).unlink()
     else:
-        (installed / name).write_text("x = (" if name == "nets.py" else "superclasses: [")
+        (installed / name).write_text("x = (" if name == "nets.py" else "superclasses: [",
+                                      encoding="utf-8")
     code, said = companion("list", results=tmp_path, PYTHONPATH=str(tmp_path))
     assert code == 1
     assert said.startswith("companion: the installation must be whole, got ")
@@ -421,9 +422,13 @@ def test_diagnose_takes_a_header_at_its_word_only_if_it_fits(
     file = tmp_path / "x.npz"
     with zipfile.ZipFile(file, "w") as archive:
         for name, shape in (("x", (10**6, 10**3, 3)), ("y", (10**6, 10**3))):
-            with archive.open(f"{name}.npy", "w") as member:
+            with archive.open(f"{name}.npy", "w", encoding="utf-8") as member:
                 np.lib.format.write_array_header_1_0(
                     member, {"descr": "<f8", "fortran_order": False, "shape": shape})
     code, said = here("diagnose", str(file))
     assert code == 2
     assert "(x.npy of 0 bytes for float64 (1000000, 1000, 3)); write it with numpy.savez" in said
+
+
+def test_the_version(here: Callable[..., tuple[int, str]]) -> None:
+    assert here("--version") == (0, f"companion {package.__version__}\n")

@@ -207,7 +207,7 @@ def test_no_constant_of_an_experiment_is_outside_its_config() -> None:
     hard."""
     found = set()
     for path in Path(experiments.__file__).parent.glob("*.py"):
-        for line in ast.parse(path.read_text()).body:
+        for line in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(line, ast.Assign) and any(
                 isinstance(node, ast.Constant) and type(node.value) in (int, float)
                 for node in ast.walk(line.value) if not isinstance(line.value, ast.Call | ast.Dict)

@@ -250,7 +250,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", ["html", 'html[data-theme="dark"]'])
 def test_the_colours_of_the_words_have_contrast(theme: str) -> None:
     """WCAG 2.1: 4.5 to 1 for text, on the ground that a word has in that theme."""
-    css = (ROOT / "book" / "static" / "book.css").read_text()
+    css = (ROOT / "book" / "static" / "book.css").read_text(encoding="utf-8")
     (block,) = re.findall(rf"^{re.escape(theme)} {{(.*--word-ground.*)}}$", css, re.MULTILINE)
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
     ground = luminance(colours.pop("word-ground"))

@@ -82,3 +82,20 @@ def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.delenv("COMPANION_DATA")
     assert (paths.results(), paths.data()) == (paths.checkout() / "results",
                                                paths.checkout() / "data")
+
+
+def test_folders_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the wheel carries is read; what is new goes to the user, never into the package."""
+    monkeypatch.setattr(paths, "checkout", lambda: None)
+    for name in ("RESULTS", "DATA", "CACHE"):
+        monkeypatch.delenv(f"COMPANION_{name}", raising=False)
+    package = Path(paths.__file__).parent
+    assert paths.claims() == package / "packaged" / "claims.yml"
+    assert paths.results() == package / "packaged" / "results"
+    assert package not in paths.data().parents
+    assert paths.data() == paths.cache() / "data"
+    with pytest.raises(ValueError, match="set COMPANION_RESULTS"):
+        runs.run(SHORT)
+    assert not (package / "packaged").exists()
+    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path))
+    assert paths.results() == paths.own_results() == tmp_path

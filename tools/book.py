@@ -86,7 +86,8 @@ def channels(folder: Path) -> dict[str, str]:
 def chapters() -> list[Path]:
     """The pages of book/ that declare a kernel."""
     heads = {
-        path: path.read_text().split("\n---\n")[0] for path in sorted((ROOT / "book").rglob("*.md"))
+        path: path.read_text(encoding="utf-8").split("\n---\n")[0]
+        for path in sorted((ROOT / "book").rglob("*.md"))
     }
     return [path
             for path, head in heads.items() if head.startswith("---\n") and "\nkernelspec:" in head]
@@ -179,7 +180,7 @@ def execute(source: Path, target: Path, profile: str) -> float:
     if said:
         raise RuntimeError("a chapter must write nothing to stderr, got\n" + "".join(said))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(nbformat.writes(notebook, version=4) + "\n")
+    target.write_text(nbformat.writes(notebook, version=4) + "\n", encoding="utf-8")
     return time.monotonic() - started
 
 
@@ -322,7 +323,7 @@ def sphinx(stage: Path, folder: Path, builder: str) -> Path:
     program = Path(sys.executable).parent / "jupyter-book"
     flags = ["--path-output", str(folder), "--builder", builder, "-W", "--keep-going", "-n",
              "--all", "--quiet"]
-    done = subprocess.run([program, "build", stage, *flags], capture_output=True, text=True)
+    done = subprocess.run([program, "build", stage, *flags], capture_output=True, encoding="utf-8")
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}\nThe pages must build without a warning; see the "
                  f"lines above.")

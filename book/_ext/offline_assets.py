@@ -49,17 +49,18 @@ def slim(app: Any, error: Exception | None) -> None:
         return
     static, shown = Path(app.outdir) / "_static", set()
     for page in Path(app.outdir).rglob("*.html"):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         shown |= set(re.findall(r"\bfa-[\w-]+", text))
-        page.write_text(ICON_SCRIPT.sub("", text).replace("<img ", '<img loading="lazy" '))
+        page.write_text(ICON_SCRIPT.sub("", text).replace("<img ", '<img loading="lazy" '),
+                        encoding="utf-8")
     for script in static.glob("scripts/fontawesome.js*"):
         script.unlink()
     for script in static.glob("scripts/*.js"):  # which change icons
-        shown |= set(re.findall(r"\bfa-[\w-]+", script.read_text()))
+        shown |= set(re.findall(r"\bfa-[\w-]+", script.read_text(encoding="utf-8")))
     sheet = static / "styles" / "pydata-sphinx-theme.css"
     sheet.write_text(ICON.sub(
         lambda rule: rule[0] if shown & set(re.findall(r"fa-[\w-]+", rule[0])) else "",
-        sheet.read_text()))
+        sheet.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def shrink(app: Any, error: Exception | None) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from companion import checks, errors, paths
+from companion import __version__, checks, errors, paths
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Run the companion's experiments. Example: companion run linear --profile "
@@ -48,6 +48,19 @@ def _unusable(why: str = "") -> Text:
 def _watched() -> bool:
     """Whether somebody sees how far it is."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"companion {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before(version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="say which version this is")] = False
+        ) -> None:
+    """What holds for every command."""
 
 
 @app.command("list")

@@ -30,11 +30,9 @@ SCHEMA = {"type": "array", "items": _CLAIM, "minItems": 1}
 def entries() -> list[dict[str, Any]]:
     """The claims of claims.yml as they stand there; RecordError where it is missing or not whole.
     """
-    root = paths.checkout()
-    if root is None or not (path := root / "claims.yml").exists():
-        raise RecordError(
-            "claims.yml must be at hand, got an installed package; only a checkout has it"
-        )
+    path = paths.claims()
+    if not path.exists():
+        raise RecordError(f"{path} must be a file, got none there; install or check out anew")
     import jsonschema  # only here: most of what is run reads no claims
 
     try:

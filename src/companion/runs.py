@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import companion
-from companion import criteria, provenance, records, sweeps
+from companion import criteria, paths, provenance, records, sweeps
 from companion.checks import require
 from companion.errors import MissingRecord, Unfinished
 from companion.experiment import Experiment
@@ -53,6 +53,7 @@ def run(
         f"{distinct} different of {len(points)}",
         "name what tells them apart",
     )
+    paths.own_results()  # never in an installed package
     where = records.folder(experiment.name, profile)
     path = where / f"journal-{key[:12]}.jsonl"
 

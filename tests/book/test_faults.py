@@ -199,7 +199,8 @@ def test_no_home_and_a_long_path_for_temporary_files(
 def state(pid: int) -> tuple[str, int]:
     """The letter and the parent of a process; of one that is gone, those of a zombie."""
     try:
-        letter, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        letter, parent = stat.rsplit(")", 1)[1].split()[:2]
     except (FileNotFoundError, ProcessLookupError):
         return "Z", 0
     return letter, int(parent)

@@ -27,7 +27,7 @@ def entries(chapters: list[dict]) -> list[str]:
             for name in (entry["file"], *entries(entry.get("sections", [])))]
 
 
-LISTED = [name for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+LISTED = [name for part in yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
           for name in entries(part["chapters"])]
 PAGES = [f"{name}.html" for name in ("index", *LISTED)]
 SIZES = {"desktop": (1280, 900), "telephone": (390, 844)}
@@ -148,9 +148,9 @@ def test_links_lead_somewhere() -> None:
     anchors, missing = {}, []
     for path in HTML.rglob("*.html"):
         if not {"_static", "_modules"} & set(path.parts):
-            anchors[path] = set(re.findall(r'\bid="([^"]+)"', path.read_text()))
+            anchors[path] = set(re.findall(r'\bid="([^"]+)"', path.read_text(encoding="utf-8")))
     for path in anchors:
-        for target in re.findall(r'\bhref="([^"]+)"', path.read_text()):
+        for target in re.findall(r'\bhref="([^"]+)"', path.read_text(encoding="utf-8")):
             address = urlsplit(html.unescape(target))
             if address.scheme or not (address.path or address.fragment):
                 continue
@@ -166,7 +166,7 @@ def test_links_lead_somewhere() -> None:
 def test_a_page_is_light() -> None:
     """With its pictures, without what all pages share, a page is below one megabyte."""
     for path in (HTML / name for name in PAGES):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         pictures = {(path.parent / name).resolve()
                     for name in re.findall(r'<img[^>]* src="([^"]+)"', text)}
         assert len(text.encode()) + sum(one.stat().st_size for one in pictures) < 1e6, path
@@ -275,7 +275,8 @@ def test_the_book_prints(ci: bool) -> None:
     subprocess.run(command, check=True)  # makes one where that of these pages is not there
     printed = (HTML.parent / "maml-companion.pdf").read_bytes()
     figures = {path for name in PAGES
-               for path in re.findall(r'_images/\w+\.png', (HTML / name).read_text())}
+               for path in re.findall(r'_images/\w+\.png',
+                                       (HTML / name).read_text(encoding="utf-8"))}
     assert len(figures) > 40
     assert len(re.findall(rb"/Subtype\s*/Image\b", printed)) >= len(figures)
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 100

@@ -52,13 +52,13 @@ def test_cells_are_short_and_fit_a_telephone(source: Path) -> None:
 @pytest.mark.parametrize("edit", ["word", "cell", "code"])
 def test_an_edit_without_its_pair_is_found(tmp_path: Path, edit: str) -> None:
     source = next(path for path in book.chapters() if path.stem == "gap")
-    text = source.read_text()
+    text = source.read_text(encoding="utf-8")
     changed = {"word": text.replace("Two minimisers", "Three minimisers", 1),
                "cell": text + "\n```{code-cell} ipython3\n1 + 1\n```\n",
                "code": text.replace("cross = ", "crossed = ", 1)}[edit]
     assert changed != text
     copy = tmp_path / "gap.md"
-    copy.write_text(changed)
+    copy.write_text(changed, encoding="utf-8")
     assert differences(copy, source.with_suffix(".ipynb"))
 
 

@@ -7,7 +7,8 @@ import pytest
 
 import book
 
-HEAD = (book.ROOT / "book" / "landscape" / "gap.md").read_text().split("\n---\n")[0] + "\n---\n\n"
+GAP = (book.ROOT / "book" / "landscape" / "gap.md").read_text(encoding="utf-8")
+HEAD = GAP.split("\n---\n")[0] + "\n---\n\n"
 CELL = "```{{code-cell}} ipython3\n{}```\n\n"
 PARAMETERS = CELL.format(':tags: [parameters]\n\nprofile = "quick"\n')
 
@@ -23,9 +24,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             + PARAMETERS
             + CELL.format("print(profile)\n")
             + CELL.format("print(1)\nprint(2)\n"))
-    (tmp_path / "book" / "good.md").write_text(good)
-    (tmp_path / "book" / "bad.md").write_text(HEAD + "# Bad\n\n" + CELL.format("1 / 0\n"))
-    (tmp_path / "book" / "page.md").write_text("# No chapter\n")
+    (tmp_path / "book" / "good.md").write_text(good, encoding="utf-8")
+    (tmp_path / "book" / "bad.md").write_text(HEAD + "# Bad\n\n" + CELL.format("1 / 0\n"),
+                                             encoding="utf-8")
+    (tmp_path / "book" / "page.md").write_text("# No chapter\n", encoding="utf-8")
     return tmp_path
 
 
@@ -47,14 +49,15 @@ def test_a_failing_chapter_is_named_and_the_others_are_kept(
     assert printed(stage / "book" / "good.ipynb") == ["quick\n", "1\n2\n"]
     assert not (stage / "book" / "bad.ipynb").exists()
 
-    (root / "book" / "bad.md").write_text(HEAD + "# Mended\n\n" + CELL.format("print(3)\n"))
+    (root / "book" / "bad.md").write_text(HEAD + "# Mended\n\n" + CELL.format("print(3)\n"),
+                                         encoding="utf-8")
     kept = (stage / "book" / "good.ipynb").stat().st_mtime_ns
     book.execute_stale(stage, "quick", 2)
     assert printed(stage / "book" / "bad.ipynb") == ["3\n"]
     assert (stage / "book" / "good.ipynb").stat().st_mtime_ns == kept
     (root / "book" / "good.md").write_text(
-        (root / "book" / "good.md").read_text().replace("print(2)", "print(4)")
-    )
+        (root / "book" / "good.md").read_text(encoding="utf-8").replace("print(2)", "print(4)"),
+        encoding="utf-8")
     book.execute_stale(stage, "quick", 2)
     assert printed(stage / "book" / "good.ipynb") == ["quick\n", "1\n4\n"]
 
@@ -67,10 +70,10 @@ def test_the_full_profile_reaches_the_chapter_and_leaves_no_cell(root: Path) -> 
 
 def test_the_stage_forgets_what_left_the_book(root: Path) -> None:
     for name in book.PAGES:
-        (root / name).write_text("")
+        (root / name).write_text("", encoding="utf-8")
     stage = root / "_build" / "stage"
     (stage / "book").mkdir(parents=True)
-    (stage / "book" / "gone.ipynb").write_text("{}")
+    (stage / "book" / "gone.ipynb").write_text("{}", encoding="utf-8")
     book.stage_pages(stage)
     found = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
     assert found == {*book.PAGES, "book/page.md"}

@@ -38,7 +38,7 @@ class Toy:
         environment = os.environ | self.environment(seconds, bad) | {"PYTHONPATH": str(HERE)}
         command = [sys.executable, str(HERE / "toy.py"), *arguments]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
+                                stderr=subprocess.PIPE, encoding="utf-8")
 
     def run(self, *arguments: str, bad: str = "{}") -> tuple[int, str]:
         """A run, in this process unless it has workers: whether it failed, and what it said."""
@@ -55,7 +55,8 @@ class Toy:
         return 0, "\n".join(said)
 
     def computed(self) -> list[int]:
-        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+        text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        return [int(line) for line in text.split()]
 
     def table(self) -> bytes:
         return (self.record / "table.csv").read_bytes()
@@ -91,7 +92,7 @@ def small_disk(tmp_path: Path, ci: bool) -> Iterator[Callable[[str], Path]]:
         where = tmp_path / f"disk{len(mounted)}"
         where.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
         if done.returncode:
             reason = f"cannot mount a small tmpfs, run as root: {done.stderr.strip()}"
             pytest.fail(reason) if ci else pytest.skip(reason)

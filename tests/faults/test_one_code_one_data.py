@@ -68,7 +68,8 @@ def test_fresh_starts_over_under_other_code(
     code, told = toy.run("fresh", "yes")
     assert code == 0, told
     assert toy.table() == reference
-    assert json.loads((toy.record / "provenance.json").read_text())["code"] == "f" * 64
+    known = json.loads((toy.record / "provenance.json").read_text(encoding="utf-8"))
+    assert known["code"] == "f" * 64
 
 
 def test_other_data_is_refused_and_kept_out(
@@ -83,12 +84,13 @@ def test_other_data_is_refused_and_kept_out(
         assert code == 1
     assert f"glyphs: {'a' * 16} then, {'b' * 16} now" in told
     assert "39" not in {json.loads(line.split(" ", 1)[1]).get("point", {}).get("index")
-                        for line in journal.read_text().splitlines() if "rows" in line}
+                        for line in journal.read_text(encoding="utf-8").splitlines()
+                        if "rows" in line}
     other(monkeypatch, data={"glyphs": "a" * 64})
     code, told = toy.run()
     assert code == 0, told
     assert toy.table() == reference
-    assert json.loads((toy.record / "provenance.json").read_text())["data"] == {
+    assert json.loads((toy.record / "provenance.json").read_text(encoding="utf-8"))["data"] == {
         "glyphs": "a" * 64}
 
 
@@ -105,7 +107,7 @@ def test_every_sitting_is_in_the_record(toy, monkeypatch: pytest.MonkeyPatch) ->
     for number, bad in enumerate(('{"7": "raise", "9": "raise"}', '{"9": "raise"}', "{}")):
         monkeypatch.setattr(provenance, "commit", lambda say, number=number: f"commit {number}")
         toy.run(bad=bad)
-    sittings = json.loads((toy.record / "provenance.json").read_text())["sittings"]
+    sittings = json.loads((toy.record / "provenance.json").read_text(encoding="utf-8"))["sittings"]
     assert [(one["commit"], one["points"]) for one in sittings] == [
         ("commit 0", 38), ("commit 1", 1), ("commit 2", 1)]
     assert all(one["processor"] and one["started"] and one["seconds"] >= 0 for one in sittings)
@@ -116,7 +118,7 @@ def test_a_sitting_that_added_nothing_is_not_named(toy, monkeypatch: pytest.Monk
         monkeypatch.setattr(provenance, "commit", lambda say, commit=commit: commit)
         toy.run(bad='{"9": "raise"}')
     toy.run()
-    known = json.loads((toy.record / "provenance.json").read_text())
+    known = json.loads((toy.record / "provenance.json").read_text(encoding="utf-8"))
     assert [one["points"] for one in known["sittings"]] == [39, 1]
 
 
@@ -124,10 +126,10 @@ def test_workers_with_other_code_are_refused(toy, make_toy) -> None:
     """A Dask cluster whose workers import another version of the measurement."""
     folder = toy.log.parent / "other"
     folder.mkdir()
-    text = (HERE / "toy.py").read_text()
+    text = (HERE / "toy.py").read_text(encoding="utf-8")
     changed = text.replace("rng.random()", "rng.random() + 1")
     assert changed != text
-    (folder / "toy.py").write_text(changed)
+    (folder / "toy.py").write_text(changed, encoding="utf-8")
     shutil.copy(HERE / "cluster.py", folder)
     known = {"TOY_LOG": str(toy.log), "PYTHONPATH": str(folder)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -254,7 +256,7 @@ def package(tmp_path: Path) -> Path:
         "four.py": "B = 2\n",
     }
     for name, text in files.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -278,7 +280,7 @@ def test_code_that_is_imported_counts(
     package: Path, tmp_path: Path, file: str, text: str
 ) -> None:
     before = digest(package, tmp_path)
-    (package / file).write_text(text)
+    (package / file).write_text(text, encoding="utf-8")
     assert digest(package, tmp_path) != before
 
 
@@ -295,7 +297,7 @@ def test_what_reaches_no_number_does_not_count(
     package: Path, tmp_path: Path, file: str, text: str
 ) -> None:
     before = digest(package, tmp_path)
-    (package / file).write_text(text)
+    (package / file).write_text(text, encoding="utf-8")
     assert digest(package, tmp_path) == before
 
 
@@ -311,7 +313,7 @@ def test_the_code_of_an_experiment_is_not_the_whole_package() -> None:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "a clone"
     (root / "src").mkdir(parents=True)
-    (root / "src" / "code.py").write_text("x = 1\n")
+    (root / "src" / "code.py").write_text("x = 1\n", encoding="utf-8")
     name = ("-c", "user.name=A", "-c", "user.email=a@b.c")
     for words in (("init", "-q"), ("add", "."), (*name, "commit", "-q", "-m", "one")):
         subprocess.run(["git", "-C", str(root), *words], check=True)
@@ -325,12 +327,13 @@ def test_a_commit_is_dirty_where_its_source_is_not_its_own(
     root = repository(tmp_path, monkeypatch)
     clean = provenance.commit()
     assert len(clean) == 40
-    (root / "README").write_text("not source")
+    (root / "README").write_text("not source", encoding="utf-8")
     assert provenance.commit() == clean
-    (root / "src" / "new.py").write_text("x = 2\n")  # not known to git, and yet imported
+    (root / "src" / "new.py").write_text(  # not known to git, and yet imported
+        "x = 2\n", encoding="utf-8")
     assert provenance.commit() == f"{clean}+dirty"
     (root / "src" / "new.py").unlink()
-    (root / "src" / "code.py").write_text("x = 2\n")
+    (root / "src" / "code.py").write_text("x = 2\n", encoding="utf-8")
     assert provenance.commit() == f"{clean}+dirty"
 
 

@@ -162,7 +162,8 @@ def test_the_journal_keeps_the_columns_in_their_order(results: Path) -> None:
     with pytest.raises(errors.Unfinished):
         run(before)
     (journal,) = (results / "linear" / "quick").glob("journal-*")
-    entries = [json.loads(line.split(" ", 1)[1]) for line in journal.read_text().splitlines()]
+    entries = [json.loads(line.split(" ", 1)[1])
+               for line in journal.read_text(encoding="utf-8").splitlines()]
     first = entries[2]["rows"][0]
     assert list(first) == ["sweep", "x", "value", "error", "draws", "exact"]
     assert list(run(made()[0]).table) == list(first)

@@ -26,7 +26,7 @@ def descendants(pid: int) -> set[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                fields = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
             except OSError:
                 continue
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
@@ -40,7 +40,8 @@ def descendants(pid: int) -> set[int]:
 
 def alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return text.rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
 
@@ -217,8 +218,8 @@ def test_a_damaged_provenance(toy, monkeypatch: pytest.MonkeyPatch, damage: Call
     toy.run()
     monkeypatch.setenv("COMPANION_RESULTS", str(toy.folder))
     path = toy.record / "provenance.json"
-    stated = json.loads(path.read_text())["key"]
-    path.write_text(damage(path.read_text()))
+    stated = json.loads(path.read_text(encoding="utf-8"))["key"]
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(records.RecordError, match=message) as caught:
         records.load(toy.record, expected=stated)
     assert str(path) in str(caught.value)
@@ -256,7 +257,7 @@ def test_a_folder_that_cannot_be_written(toy, small_disk: Callable[[str], Path])
     toy.folder = small_disk("size=64k")
     subprocess.run(["mount", "-o", "remount,ro", str(toy.folder)], check=True)
     with pytest.raises(OSError, match="Read-only"):
-        (toy.folder / "probe").write_text("")
+        (toy.folder / "probe").write_text("", encoding="utf-8")
     code, said = toy.run()
     assert code != 0
     assert str(toy.folder) in said

@@ -33,7 +33,7 @@ def points(config):
 
 def measure(config, point, device):
     index = point["index"]
-    with open(os.environ["TOY_LOG"], "a") as log:
+    with open(os.environ["TOY_LOG"], "a", encoding="utf-8") as log:
         log.write(f"{index}\n")
     if seconds := float(os.environ.get("TOY_SECONDS", "0")):
         time.sleep(seconds)
