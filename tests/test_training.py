@@ -123,7 +123,15 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     return found
 
 
-def test_compiled_gives_the_same(failures: list[Exception]) -> None:
+@pytest.fixture
+def plain_kernels(failures: list[Exception], monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """The compiler's graphs by plain kernels, which are quick to have. Its own kernels are seen by
+    one test here, by `make bench-check`, and for larger networks by `make bench-check-peers`."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    return failures
+
+
+def test_compiled_gives_the_same(plain_kernels: list[Exception]) -> None:
     params, draw, alpha = fleet([0, 1, 2])
     plain, fast = fleet_gradient(objective), fleet_gradient(objective, compiled=True)
     expected, values = plain(params, draw(0), alpha)
@@ -132,7 +140,7 @@ def test_compiled_gives_the_same(failures: list[Exception]) -> None:
         torch.testing.assert_close(same, values, rtol=1e-9, atol=0)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
-    assert failures == []
+    assert plain_kernels == []
 
 
 IMAGES = nets.cnn((1, 4, 4), 2, 1, 3)
@@ -162,12 +170,10 @@ OF_IMAGES = {
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
-def test_compiled_losses_give_the_same(failures: list[Exception], monkeypatch: pytest.MonkeyPatch,
-                                       name: str) -> None:
+def test_compiled_losses_give_the_same(request: pytest.FixtureRequest, name: str) -> None:
     """With plain kernels but for one, which takes those of the compiler; and each of the two graphs
     is made once, whatever the number of steps."""
-    if name != "KFO":
-        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    failures = request.getfixturevalue("failures" if name == "KFO" else "plain_kernels")
     model, tasks = episodes()
     own = {key: model[key] for key in HEAD} if name == "KFO of the head" else model
     rule = {"KFO": kfo(0.3), "per": per_step_rates(0.3, 3)}.get(name[:3])
@@ -189,7 +195,7 @@ def test_compiled_losses_give_the_same(failures: list[Exception], monkeypatch: p
 
 # by torch's own patch: what monkeypatch takes back is gone from its config for all later tests
 @torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
-def test_every_fleet_can_be_compiled(failures: list[Exception]) -> None:
+def test_every_fleet_can_be_compiled(plain_kernels: list[Exception]) -> None:
     """torch gives up on a function after a number of recompilations; another fleet is another
     function."""
     params, draw, alpha = fleet([0, 1])
@@ -200,7 +206,7 @@ def test_every_fleet_can_be_compiled(failures: list[Exception]) -> None:
             return (p["0.weight"] ** power).sum() * alpha * normal["x"].mean()
 
         fleet_gradient(other, compiled=True)(params, draw(0), alpha)
-    assert failures == []
+    assert plain_kernels == []
 
 
 def test_without_a_compiler_the_plain_function_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed as the process 
 
 
 def _manager(**options: Any) -> Any:
-    _folders.append(tempfile.TemporaryDirectory(prefix="nbval-"))
+    _folders.append(book.scratch())
     return _Manager(**options, **book.channels(Path(_folders[-1].name)))
 
 

@@ -31,8 +31,9 @@ def site() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def browser(ci: bool) -> Iterator[object]:
-    """A headless Chromium; without one these tests are skipped, in CI they fail."""
+def context(ci: bool) -> Iterator[object]:
+    """A window of a headless Chromium, one for all pages: it keeps what they share. Without one
+    these tests are skipped, in CI they fail."""
     path = book.chromium()
     if path is None:
         reason = ("no Chromium found: install Debian's package `chromium`, "
@@ -42,5 +43,5 @@ def browser(ci: bool) -> Iterator[object]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=book.BROWSER)
-        yield browser
+        yield browser.new_context()
         browser.close()

@@ -58,17 +58,25 @@ LOOK = """() => {
   };
 }"""
 # the many elements of formulas and of code look alike, and axe takes its time for each
-AXE = """async ([theme, rules]) => {
+AXE = """async ([theme, rules, where]) => {
   document.querySelectorAll('mjx-container > *').forEach(e => e.replaceChildren());
   [...document.querySelectorAll('pre')].slice(3).forEach(e => { e.textContent = e.textContent; });
   Object.assign(document.documentElement.dataset, {theme, mode: theme});
   document.getAnimations().forEach(a => a.finish());
-  const found = await axe.run(document, {runOnly: rules, preload: false});
+  const found = await axe.run(where, {runOnly: rules, preload: false});
   return found.violations.map(v => theme + ', ' + v.id + ': ' + v.nodes.slice(0, 3).map(
     n => n.html.slice(0, 160)).join(' | '));
 }"""
 LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 CONTRAST = {"type": "rule", "values": ["color-contrast"]}  # all that the dark can change
+SCROLLING = {"type": "rule", "values": ["scrollable-region-focusable"]}
+WHOLE = {"include": [["html"]]}
+# what a telephone shows otherwise than a desktop: bars and buttons, and in the text these
+NARROW = WHOLE | {"include": [["html"], ["article table.stacked"], ["article .claim-part"],
+                              ["article .book-explorer"]], "exclude": [["article"]]}
+LOOKS = {"desktop": [("light", LEVELS, WHOLE), ("dark", CONTRAST, WHOLE)],
+         "telephone": [("light", LEVELS, NARROW), ("light", SCROLLING, WHOLE),
+                       ("dark", CONTRAST, NARROW)]}
 
 
 def axe_script() -> str:
@@ -89,9 +97,8 @@ def test_no_page_is_left_out() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PAGES)
-def test_page(browser, site: str, name: str, size: str) -> None:
-    width, height = SIZES[size]
-    page = browser.new_page(viewport={"width": width, "height": height})
+def test_page(context, site: str, name: str, size: str) -> None:
+    page = opened(context, size)
     requests, complaints = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
@@ -118,9 +125,16 @@ def test_page(browser, site: str, name: str, size: str) -> None:
     if "landscape" in name:
         assert seen["formulas"] > (5 if "images" in name else 30)
     page.add_script_tag(path=axe_script())
-    assert page.evaluate(AXE, ["light", LEVELS]) == []
-    assert page.evaluate(AXE, ["dark", CONTRAST]) == []
+    for look in LOOKS[size]:
+        assert page.evaluate(AXE, look) == []
     page.close()
+
+
+def opened(context, size: str = "desktop"):
+    """A tab of the worker's one window, which keeps what pages share."""
+    page = context.new_page()
+    page.set_viewport_size(dict(zip(("width", "height"), SIZES[size], strict=True)))
+    return page
 
 
 def visit(page, url: str) -> None:
@@ -184,9 +198,9 @@ def some_settings(knobs: dict, count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("ident", EXPLORERS)
-def test_an_explorer_computes_what_python_does(browser, site: str, ident: str) -> None:
+def test_an_explorer_computes_what_python_does(context, site: str, ident: str) -> None:
     address, program = EXPLORERS[ident]
-    page = browser.new_page()
+    page = opened(context)
     visit(page, site + address)
     box = page.locator(f"#{ident}")
     knobs = json.loads(box.locator("script").text_content())["knobs"]
@@ -208,9 +222,8 @@ def test_an_explorer_computes_what_python_does(browser, site: str, ident: str) -
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("ident", EXPLORERS)
-def test_an_explorer_follows_its_knobs(browser, site: str, ident: str, size: str) -> None:
-    width, height = SIZES[size]
-    page = browser.new_page(viewport={"width": width, "height": height})
+def test_an_explorer_follows_its_knobs(context, site: str, ident: str, size: str) -> None:
+    page = opened(context, size)
     visit(page, site + EXPLORERS[ident][0])
     box, rest = page.locator(f"#{ident}"), f"#{ident}[data-settled=yes]"
     page.wait_for_selector(rest)
@@ -258,7 +271,8 @@ def test_the_book_prints(ci: bool) -> None:
     """One PDF with every figure of the pages in it, and references that can be followed."""
     if book.chromium() is None and not ci:
         pytest.skip("no Chromium found")
-    subprocess.run([sys.executable, ROOT / "tools" / "book.py", "pdf", "--jobs", "1"], check=True)
+    command = [sys.executable, ROOT / "tools" / "book.py", "pdf", "--jobs", "1"]
+    subprocess.run(command, check=True)  # makes one where that of these pages is not there
     printed = (HTML.parent / "maml-companion.pdf").read_bytes()
     figures = {path for name in PAGES
                for path in re.findall(r'_images/\w+\.png',
@@ -270,8 +284,8 @@ def test_the_book_prints(ci: bool) -> None:
     assert len(re.findall(rb"/S\s*/URI\b", printed)) < len(re.findall(rb"/Dest\b", printed))
 
 
-def test_the_search_finds_claims_and_letters(browser, site: str) -> None:
-    page = browser.new_page()
+def test_the_search_finds_claims_and_letters(context, site: str) -> None:
+    page = opened(context)
     for words, name in (("inconclusive placebo", "ledger"), ("alpha", "notation"),
                         ("packed", "gap")):
         visit(page, f"{site}search.html?q={words}")
