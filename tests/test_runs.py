@@ -89,13 +89,14 @@ def test_folders_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(paths, "checkout", lambda: None)
     for name in ("RESULTS", "DATA", "CACHE"):
         monkeypatch.delenv(f"COMPANION_{name}", raising=False)
-    package = Path(paths.__file__).parent
+    package = tmp_path / "companion"
+    monkeypatch.setattr(paths, "_PACKAGED", package / "packaged")
     assert paths.claims() == package / "packaged" / "claims.yml"
     assert paths.results() == package / "packaged" / "results"
     assert package not in paths.data().parents
     assert paths.data() == paths.cache() / "data"
     with pytest.raises(ValueError, match="set COMPANION_RESULTS"):
         runs.run(SHORT)
-    assert not (package / "packaged").exists()
+    assert not package.exists()
     monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path))
     assert paths.results() == paths.own_results() == tmp_path
