@@ -355,7 +355,7 @@ def pdf(profile: str, jobs: int) -> Path:
     with (tempfile.TemporaryDirectory(dir=html.parent) as folder, sync_playwright() as playwright,
           playwright.chromium.launch(executable_path=program, args=BROWSER) as browser):
         index = sphinx(stage, Path(folder), "singlehtml") / "index.html"
-        index.write_text(index.read_text().replace('href="index.html#', 'href="#'))
+        index.write_text(index.read_text(encoding="utf-8").replace('href="index.html#', 'href="#'))
         page = browser.new_page(viewport={"width": PAPER, "height": 1000})
         page.emulate_media(media="print", color_scheme="light")  # before formulas are fitted
         page.goto(index.as_uri(), wait_until="load")
