@@ -72,3 +72,18 @@ def test_the_example() -> None:
                                                         abs=0.5 * 10 ** -len(digits.split(".")[1]))
         checked += 1
     assert checked == 5
+
+
+def test_the_words_of_claims() -> None:
+    """It names the six words, and which of them no part has: the ledger's notebook shows those."""
+    text = README.read_text(encoding="utf-8")
+    listed = text[text.index("one of six words:"):text.index("With the committed records")]
+    words = set(re.findall(r"\*(\w+)\*", listed))
+    assert len(words) == 6
+    ledger = (README.parent / "book" / "ledger.ipynb").read_text(encoding="utf-8")
+    full = re.findall(r"<em>full:</em> <span class=.{1,3}word (\w+)", ledger)
+    assert len(full) > 40
+    assert words - set(full) == {"contradicted", "untested"}
+    assert set(full) < words
+    assert ("no part is *contradicted* in all of its cases, and none is *untested*"
+            in " ".join(text.split()))

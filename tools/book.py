@@ -9,12 +9,10 @@ python tools/book.py serve [--port N]                    show the pages on this 
 """
 
 import argparse
-import base64
 import contextlib
 import functools
 import hashlib
 import http.server
-import io
 import multiprocessing
 import os
 import shutil
@@ -32,7 +30,6 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
-from PIL import Image
 from tqdm import tqdm
 from traitlets.config import Config
 
@@ -276,29 +273,9 @@ def stage_pages(stage: Path) -> None:
         shutil.copyfile(ROOT / name, stage / name)
     wanted |= {path.relative_to(ROOT) for path in own}
     wanted |= {name.with_suffix(".key") for name in wanted if name.suffix == ".ipynb"}
-    wanted |= {name for chapter in own for name in thumbnail(stage, chapter.relative_to(ROOT))}
     for path in stage.rglob("*"):
         if path.is_file() and path.relative_to(stage) not in wanted:
             path.unlink()
-
-
-def thumbnail(stage: Path, chapter: Path) -> list[Path]:
-    """Make a small picture of a chapter's first figure, for the cards of the front page; returns
-    its name, none for a chapter without a figure."""
-    if not (stage / chapter).exists():  # not executed yet
-        return []
-    pictures = [output.data["image/png"] for cell in nbformat.read(stage / chapter, 4).cells
-                for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    if not pictures:
-        return []
-    name = Path("book", "static", "thumbs", "-".join(chapter.with_suffix(".png").parts[1:]))
-    (stage / name).parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as figure:
-        width, height = figure.size
-        part = figure.convert("RGB").crop((0, 0, width, min(height, width * 4 // 5)))
-        part.thumbnail((400, 400))
-        part.save(stage / name)
-    return [name]
 
 
 def build(profile: str, jobs: int) -> Path:
@@ -355,7 +332,8 @@ def pdf(profile: str, jobs: int) -> Path:
     with (tempfile.TemporaryDirectory(dir=html.parent) as folder, sync_playwright() as playwright,
           playwright.chromium.launch(executable_path=program, args=BROWSER) as browser):
         index = sphinx(stage, Path(folder), "singlehtml") / "index.html"
-        index.write_text(index.read_text(encoding="utf-8").replace('href="index.html#', 'href="#'))
+        text = index.read_text(encoding="utf-8")
+        index.write_text(text.replace('href="index.html#', 'href="#'), encoding="utf-8")
         page = browser.new_page(viewport={"width": PAPER, "height": 1000})
         page.emulate_media(media="print", color_scheme="light")  # before formulas are fitted
         page.goto(index.as_uri(), wait_until="load")

@@ -18,14 +18,15 @@ import pytest
 
 import book
 
-HEAD = (book.ROOT / "book" / "landscape" / "gap.md").read_text().split("\n---\n")[0] + "\n---\n\n"
+GAP = (book.ROOT / "book" / "landscape" / "gap.md").read_text(encoding="utf-8")
+HEAD = GAP.split("\n---\n")[0] + "\n---\n\n"
 CELL = "```{{code-cell}} ipython3\n{}```\n\n"
 
 
 def chapter(root: Path, name: str, code: str) -> Path:
     path = root / "book" / f"{name}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(HEAD + f"# {name}\n\n" + CELL.format(code))
+    path.write_text(HEAD + f"# {name}\n\n" + CELL.format(code), encoding="utf-8")
     return path
 
 
@@ -35,7 +36,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(book, "ROOT", tmp_path)
     monkeypatch.setattr(book, "machinery", lambda: [])
     for name in book.PAGES:
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("", encoding="utf-8")
     chapter(tmp_path, "one", "print(1)\n")
     return tmp_path
 
@@ -70,7 +71,7 @@ def pages(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         did.append("built")
         for name in ("index.html", "book/one.html"):
             (folder / "html" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "html" / name).write_text(name)
+            (folder / "html" / name).write_text(name, encoding="utf-8")
         return folder / "html"
 
     monkeypatch.setattr(book, "ProcessPoolExecutor", Now)
@@ -82,7 +83,8 @@ def pages(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 NOTEBOOK, KEY, PAGE = "stage/book/one.ipynb", "stage/book/one.key", "html/book/one.html"
 FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "notebook altered": (NOTEBOOK, lambda p: p.write_text(p.read_text().replace('"1"', '"2"'))),
+    "notebook altered": (NOTEBOOK,
+                         lambda p: p.write_bytes(p.read_bytes().replace(b'"1"', b'"2"'))),
     "notebook cut": (NOTEBOOK, lambda p: p.write_bytes(p.read_bytes()[:40])),
     "notebook empty": (NOTEBOOK, lambda p: p.write_bytes(b"")),
     "notebook gone": (NOTEBOOK, Path.unlink),
@@ -90,12 +92,12 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "key not text": (KEY, lambda p: p.write_bytes(b"\xff\xfe\x00")),
     "key empty": (KEY, lambda p: p.write_bytes(b"")),
     "key a folder": (KEY, lambda p: (p.unlink(), p.mkdir())),
-    "page altered": (PAGE, lambda p: p.write_text("other")),
+    "page altered": (PAGE, lambda p: p.write_text("other", encoding="utf-8")),
     "page gone": (PAGE, Path.unlink),
-    "page too many": (PAGE, lambda p: (p.parent / "old.html").write_text("old")),
+    "page too many": (PAGE, lambda p: (p.parent / "old.html").write_text("old", encoding="utf-8")),
     "stamp not text": ("html.key", lambda p: p.write_bytes(b"\xff\xfe\x00")),
     "stamp a folder": ("html.key", lambda p: (p.unlink(), p.mkdir())),
-    "pages a file": ("html", lambda p: (shutil.rmtree(p), p.write_text(""))),
+    "pages a file": ("html", lambda p: (shutil.rmtree(p), p.write_text("", encoding="utf-8"))),
 }
 
 
@@ -241,9 +243,9 @@ def test_a_build_that_ends_early_leaves_no_process(root: Path, how: str, brief: 
     chapter(root, "one", "import pathlib, time\n"
                          f"pathlib.Path({str(root / 'started')!r}).touch()\ntime.sleep(300)\n")
     tools = str(Path(book.__file__).parent)
-    (root / "build.py").write_text(BUILD.format(tools=tools, root=str(root)))
+    (root / "build.py").write_text(BUILD.format(tools=tools, root=str(root)), encoding="utf-8")
     build = subprocess.Popen([sys.executable, root / "build.py", "build", "--jobs", "2"],
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
                              start_new_session=True, env=os.environ | {"TMPDIR": brief})
     until = time.monotonic() + 60
     while not (root / "started").exists() and time.monotonic() < until:
@@ -301,7 +303,7 @@ def test_a_file_that_cannot_be_written_is_named(root: Path, pages: list[str],
     monkeypatch.setattr(book, "warm_fonts", lambda: None)
     monkeypatch.setattr(sys, "argv", ["book.py", "build"])
     (root / "_build").mkdir()
-    (root / "_build" / "stage").write_text("in the way")
+    (root / "_build" / "stage").write_text("in the way", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"build failed: .*stage"):
         book.main()
 
@@ -329,13 +331,13 @@ def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(real / name, tmp_path / name)
     fake = tmp_path / "fake"
-    fake.write_text(FAKE)
+    fake.write_text(FAKE, encoding="utf-8")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
 
     def call(target: str, fail: str = "", python: str = str(fake)) -> subprocess.CompletedProcess:
         environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
         return subprocess.run(
-            ["make", "-C", tmp_path, target, f"PYTHON={python}", "VENV=env"], text=True,
+            ["make", "-C", tmp_path, target, f"PYTHON={python}", "VENV=env"], encoding="utf-8",
             env=environment | {"LOG": str(tmp_path / "log"), "FAIL": fail}, capture_output=True)
 
     return call
@@ -343,7 +345,7 @@ def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 def installs(folder: Path) -> int:
     log = folder / "log"
-    said = log.read_text() if log.exists() else ""
+    said = log.read_text(encoding="utf-8") if log.exists() else ""
     log.unlink(missing_ok=True)
     return said.count("install -q --disable-pip-version-check -r requirements.txt")
 
@@ -355,9 +357,9 @@ def test_an_environment_is_made_for_what_its_files_say(make: Callable, tmp_path:
     os.utime(tmp_path / "requirements.txt", (4e9, 4e9))
     make("book")
     assert installs(tmp_path) == 0
-    text = (tmp_path / "constraints.txt").read_text()
+    text = (tmp_path / "constraints.txt").read_text(encoding="utf-8")
     for words in (text + "one==1\n", text):  # back again: what is installed is not what was
-        (tmp_path / "constraints.txt").write_text(words)
+        (tmp_path / "constraints.txt").write_text(words, encoding="utf-8")
         make("book")
         assert installs(tmp_path) == 1
         make("book")
@@ -371,7 +373,7 @@ def test_an_environment_is_made_for_what_its_files_say(make: Callable, tmp_path:
 def test_all_stages_run_and_the_failed_ones_are_named(make: Callable, tmp_path: Path, fail: str,
                                                       failed: str) -> None:
     done = make("test", fail)
-    asked = (tmp_path / "log").read_text()
+    asked = (tmp_path / "log").read_text(encoding="utf-8")
     for what in ("book.py build", "check .", "-m pytest", "book.py check", "bench.py --check"):
         assert what in asked
     assert (done.returncode != 0) == bool(failed)
@@ -388,7 +390,7 @@ def test_all_stages_run_and_the_failed_ones_are_named(make: Callable, tmp_path: 
 def test_a_python_that_is_too_old(make: Callable, tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.write_text(f"#!/bin/sh\nshift\nexec {sys.executable} -c "
-                   "\"import sys; sys.version_info = (3, 9, 2); $1\"\n")
+                   "\"import sys; sys.version_info = (3, 9, 2); $1\"\n", encoding="utf-8")
     old.chmod(0o755)
     done = make("book", python=str(old))
     assert done.returncode != 0

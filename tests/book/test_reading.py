@@ -1,16 +1,11 @@
-"""What a page says about itself: names of folded cells, reading times, pictures on cards."""
+"""What a page says about itself: names of folded cells, reading times."""
 
-import base64
 import importlib.util
-import io
-from pathlib import Path
 from types import ModuleType
 
-import nbformat
 import pytest
 from docutils import nodes
 from docutils.utils import new_document
-from PIL import Image
 
 import book
 
@@ -59,19 +54,3 @@ def test_the_head_tells_the_time(reading: ModuleType) -> None:
     page.extend(nodes.math_block("", "x") for _ in range(10))
     reading.tell_time(None, page)
     assert head.astext() == "Before this chapter: nothing. About 13 minutes to read."
-
-
-def test_a_card_shows_the_first_figure(tmp_path: Path) -> None:
-    picture = io.BytesIO()
-    Image.new("RGB", (800, 1000), (255, 0, 0)).save(picture, "PNG")
-    data = {"image/png": base64.b64encode(picture.getvalue()).decode()}
-    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", data)])
-    for name, cells in (("some", [cell]), ("none", [])):
-        (tmp_path / "book" / "part").mkdir(parents=True, exist_ok=True)
-        nbformat.write(nbformat.v4.new_notebook(cells=cells),
-                       tmp_path / "book" / "part" / f"{name}.ipynb")
-    assert book.thumbnail(tmp_path, Path("book/part/none.ipynb")) == []
-    (name,) = book.thumbnail(tmp_path, Path("book/part/some.ipynb"))
-    assert name == Path("book/static/thumbs/part-some.png")
-    with Image.open(tmp_path / name) as small:
-        assert small.size == (400, 320)
