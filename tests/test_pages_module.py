@@ -106,7 +106,7 @@ def test_pivot_refuses_two_rows_of_one_cell() -> None:
 
 SITTING = {"started": "2026-01-02T03:04:05+00:00", "processor": "A <CPU>", "seconds": 93.0,
            "commit": "0123abcd"}
-ORIGIN = {"device": "cpu", "threads": 1, "experiment": "race", "profile": "full",
+ORIGIN = {"device": "cpu", "threads": 1, "points": 7, "experiment": "race", "profile": "full",
           "sittings": [SITTING]}
 
 
@@ -133,6 +133,13 @@ def test_provenance_tells_every_sitting() -> None:
     assert "1.6 min and earlier sittings, from code that is no commit" in facts(
         sittings=[unknown, SITTING])
     assert "from code that is no commit" in facts(sittings=[SITTING | {"commit": "0123+dirty"}])
+    again = {"started": "2026-03-04T03:04:05+00:00", "commit": "0123abcd", "points": 7}
+    assert facts(sittings=[unknown, SITTING], measured_again=[again]) == (
+        "2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min and earlier sittings, measured again on "
+        "2026-03-04, and equal")
+    for less in ({"points": 6}, {"commit": None}, {"commit": "0123+dirty"}):
+        assert "from code that is no commit" in facts(
+            sittings=[unknown, SITTING], measured_again=[again | less])
     assert "time unknown" in facts(sittings=[SITTING | {"seconds": None}])
 
 
@@ -178,7 +185,7 @@ EVIL = """"><script>alert('x')</script>&"""
 
 def test_nothing_of_a_record_becomes_markup() -> None:
     """A provenance may be from anybody."""
-    origin = {"device": EVIL, "threads": EVIL, "experiment": EVIL, "profile": EVIL,
+    origin = {"device": EVIL, "threads": EVIL, "points": 1, "experiment": EVIL, "profile": EVIL,
               "sittings": [SITTING | {"processor": EVIL, "started": EVIL, "commit": EVIL}]}
     html = pages.provenance(Record(pd.DataFrame({"seed": [3]}), origin)).data
     assert html.count("<") == 4  # of the paragraph and of the command

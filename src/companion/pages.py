@@ -80,8 +80,11 @@ def provenance(record: Record) -> HTML:
 
 
 def _origin_remark(origin: Mapping[str, Any]) -> list[str]:
-    known = records.committed(origin)
-    return [] if known else ["from code that is no commit, so to be made again"]
+    """What a reader must know of the commits of a record, if anything."""
+    again = [f"measured again on {one['started'][:10]}, and equal"
+             for one in origin.get("measured_again", [])]
+    return again if records.committed(origin) else [
+        *again, "from code that is no commit, so to be made again"]
 
 
 def verdict(ident: str, profile: str = "full") -> HTML:

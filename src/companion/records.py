@@ -78,9 +78,16 @@ def processors(provenance: Mapping[str, Any]) -> str:
 
 
 def committed(provenance: Mapping[str, Any]) -> bool:
-    """Whether every sitting of a record was on a commit, with nothing changed beside it."""
-    commits = [one["commit"] for one in sittings(provenance)]
-    return all(commit is not None and not commit.endswith("+dirty") for commit in commits)
+    """Whether every point of a record is of a commit with nothing changed beside it: it was
+    measured there, or ``measured_again`` there and came out equal."""
+    total = provenance["points"]
+    again = [one for one in provenance.get("measured_again", []) if one["points"] == total]
+    return all(map(_of_commit, sittings(provenance))) or any(map(_of_commit, again))
+
+
+def _of_commit(sitting: Mapping[str, Any]) -> bool:
+    commit = sitting["commit"]
+    return commit is not None and not commit.endswith("+dirty")
 
 
 def took(provenance: Mapping[str, Any]) -> str:
