@@ -1,5 +1,6 @@
 """The command line: what it refuses, and how."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -433,3 +434,12 @@ def test_diagnose_takes_a_header_at_its_word_only_if_it_fits(
 
 def test_the_version(here: Callable[..., tuple[int, str]]) -> None:
     assert here("--version") == (0, f"companion {package.__version__}\n")
+
+
+def test_an_output_without_greek(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file has on Windows."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    monkeypatch.setattr(cli, "app", lambda: print("ρ_H → 0 ± 1"))
+    cli.main()
+    assert written.getvalue().decode("cp1252").split() == ["?_H", "?", "0", "±", "1"]

@@ -67,7 +67,7 @@ def companion(installed: Path, *arguments: str) -> tuple[int, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COMPANION_")}
     done = subprocess.run([sys.executable, "-m", "companion", *arguments], cwd=installed.parent,
                           env=kept | {"PYTHONPATH": str(installed), "COLUMNS": "999"},
-                          capture_output=True, encoding="utf-8", timeout=300)
+                          capture_output=True, encoding="utf-8", timeout=900)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -212,6 +213,8 @@ def _call() -> None:
     if sys.stdout is None:  # closed before the start: then some file of a record would be it
         raise ValueError("standard output must be open, got a closed one; send it to a file, or to "
                          "/dev/null")
+    if isinstance(sys.stdout, TextIOWrapper):  # a file on Windows has no ρ: then a question mark
+        sys.stdout.reconfigure(errors="replace")
     try:
         try:
             app()
