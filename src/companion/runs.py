@@ -99,7 +99,7 @@ def _complete(
         "experiment": experiment.name,
         "profile": profile,
         "device": device,
-        "criteria": criteria.digests(experiment.findings) if experiment.findings else {},
+        "criteria": criteria.digests(experiment.findings),
     }
     origin = provenance.here(module)
     with Journal(path, header, origin) as journal:
