@@ -173,6 +173,7 @@ def test_verify_tells_what_came_after_a_run(
     here: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the committed records: a criterion in other words than then, and code that moved on."""
+    monkeypatch.setenv("COLUMNS", "1000")
     digest, now = criteria.digest, EXPERIMENTS["transplant"].load("full").provenance
     monkeypatch.setattr(provenance, "code", lambda module: now["code"] if module.endswith(
         "transplant") else "f" * 64)

@@ -29,7 +29,7 @@ _ODD = (LookupError, TypeError, AttributeError, ValueError)  # what a foreign pr
 def _show(table: Table) -> None:
     """Print a table; in a pipe, where no window has a width, its lines may be long."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    Console(width=160 if wide else None).print(table)
+    Console(width=220 if wide else None).print(table)
 
 
 def _add(table: Table, *cells: str | Text) -> None:
