@@ -424,7 +424,7 @@ def test_diagnose_takes_a_header_at_its_word_only_if_it_fits(
     file = tmp_path / "x.npz"
     with zipfile.ZipFile(file, "w") as archive:
         for name, shape in (("x", (10**6, 10**3, 3)), ("y", (10**6, 10**3))):
-            with archive.open(f"{name}.npy", "w", encoding="utf-8") as member:
+            with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array_header_1_0(
                     member, {"descr": "<f8", "fortran_order": False, "shape": shape})
     code, said = here("diagnose", str(file))

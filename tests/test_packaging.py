@@ -43,7 +43,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, here / "tree" / name)
     (here / "tree" / "results" / "linear" / "full" / "journal-1.jsonl").touch()
     with tarfile.open(build(here / "tree", "sdist", here / "sdist")) as archive:
-        archive.extractall(here / "source", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
+        archive.extractall(here / "source")
     (source,) = (here / "source").iterdir()
     with zipfile.ZipFile(build(source, "wheel", here / "wheel")) as archive:
         archive.extractall(here / "installed")

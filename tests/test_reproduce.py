@@ -2,9 +2,13 @@
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "book" / "reproduce.md").read_text(encoding="utf-8")
@@ -49,10 +53,38 @@ def test_the_cell_for_colab(tmp_path: Path) -> None:
     assert (clone / "pyproject.toml").is_file()
 
 
-def test_a_scheduler_listens_to_this_machine_only() -> None:
-    """Every line that starts one, of every page: by itself it takes calls from everywhere."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "book").rglob("*.md")]
-    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()
-             if re.search(r"bin/dask[ -]scheduler|`dask[ -]scheduler -", line)]
-    assert len(lines) == 2
-    assert all("--host 127.0.0.1 --no-dashboard" in line for line in lines)
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_cluster_listens_to_this_machine_only(tmp_path: Path) -> None:
+    """As the page starts one, but for the ports: of no process does a socket answer others."""
+    commands = re.findall(r"^\.venv/bin/(dask .*)$", PAGE, flags=re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["scheduler", "worker"]
+    ports = {"8786": str(free_port()), "8787": str(free_port())}
+    running = []
+    try:
+        for command in commands:
+            words = re.sub(r":(8786|8787)\b", lambda port: f":{ports[port[1]]}", command).split()
+            words += ["--port", ports["8786"]] if words[1] == "scheduler" else []
+            with (tmp_path / words[1]).open("wb") as log:
+                running.append(psutil.Popen([sys.executable, "-m", "distributed.cli.dask_"
+                                             + words[1], *words[2:]], stdout=log, stderr=log,
+                                            cwd=tmp_path))
+        deadline = time.monotonic() + 120
+        while (tmp_path / "worker").read_bytes().count(b"Registered to") < 2:
+            assert time.monotonic() < deadline, (tmp_path / "worker").read_text(encoding="utf-8")
+            time.sleep(0.2)
+        processes = [one for root in running for one in (root, *root.children(recursive=True))]
+        heard = [(one.laddr.ip, one.laddr.port) for process in processes
+                 for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+        assert {port for _, port in heard} >= {int(port) for port in ports.values()}
+        assert len(heard) > 4  # the scheduler's two, and one or more of every worker
+        assert {address for address, _ in heard} == {"127.0.0.1"}
+    finally:
+        for root in running:
+            for one in (*root.children(recursive=True), root):
+                one.kill()
+            root.wait(10)
