@@ -135,8 +135,8 @@ def test_provenance_tells_every_sitting() -> None:
     assert "from code that is no commit" in facts(sittings=[SITTING | {"commit": "0123+dirty"}])
     again = {"started": "2026-03-04T03:04:05+00:00", "commit": "0123abcd", "points": 7}
     assert facts(sittings=[unknown, SITTING], measured_again=[again]) == (
-        "2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min and earlier sittings, measured again on "
-        "2026-03-04, and equal")
+        "2026-01-02, cpu, A &lt;CPU&gt;, threads: 1, 1.6 min and earlier sittings, "
+        "measured again on 2026-03-04, and equal")
     for less in ({"points": 6}, {"commit": None}, {"commit": "0123+dirty"}):
         assert "from code that is no commit" in facts(
             sittings=[unknown, SITTING], measured_again=[again | less])

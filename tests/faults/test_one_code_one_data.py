@@ -164,7 +164,7 @@ def test_a_scheduler_without_workers_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sweeps, "PATIENCE", 0.3)
     with (
         distributed.LocalCluster(
-            n_workers=0, host="127.0.0.1", dashboard_address=None
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster,
         pytest.raises(ValueError, match="scheduler must have a worker, got none at tcp"),
         sweeps.executor(scheduler=cluster.scheduler_address),
