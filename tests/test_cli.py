@@ -41,6 +41,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
          ) -> Callable[..., tuple[int, str]]:
     """The command in this process, for a start takes seconds: its code, and what it said."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # xdist's workers have the width of a terminal
+
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["companion", *arguments])
         with pytest.raises(SystemExit) as end:
