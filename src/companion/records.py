@@ -208,8 +208,8 @@ class Journal(AbstractContextManager["Journal"]):
             self.data |= one.get("data", {})
 
     def _refuse_another(self, first: Row, header: Mapping[str, Any]) -> None:
-        fixed = ("key", "experiment", "profile", "device")
-        if any(first.get(name) != header.get(name) for name in fixed[:3]) or "code" not in first:
+        names = ("key", "experiment", "profile")
+        if any(first.get(name) != header[name] for name in names) or "code" not in first:
             raise RecordError(
                 f"{self.path} must be the journal of this run, got that of another; remove it"
             )
